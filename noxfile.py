@@ -1,0 +1,145 @@
+#!/usr/bin/env python3
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["nox>=2025.10.14"]
+# ///
+"""Every check of the project; `nox` alone runs lint, types and the CPU test matrix.
+
+Arguments after `--` go to the tool: `nox -s "tests(jax)" -- -k int8 -x`.
+"""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import nox
+
+nox.needs_version = ">=2025.10.14"
+nox.options.default_venv_backend = "venv"
+nox.options.sessions = ["lint", "types", "tests"]
+
+ROOT = Path(__file__).parent
+PROJECT = nox.project.load_toml(ROOT / "pyproject.toml")
+BACKENDS = ["numpy", "array_api_strict", "jax", "torch", "dask"]
+
+
+def group(*names: str) -> tuple[str, ...]:
+    """Return the requirements of dependency groups."""
+    return nox.project.dependency_groups(PROJECT, *names)
+
+
+def lowest(*extras: str) -> list[str]:
+    """Return the runtime requirements and those of `extras`, each at its lower bound."""
+    project = PROJECT["project"]
+    optional = [r for extra in extras for r in project["optional-dependencies"][extra]]
+    return [r.replace(">=", "==") for r in project["dependencies"] + optional]
+
+
+def run_pytest(session: nox.Session, backend: str, **env: str) -> None:
+    """Run the suite on `backend`, which conftest.py then requires to be installed."""
+    select = [] if backend == "numpy" else ["-m", "not backend_independent"]
+    session.run(
+        "pytest",
+        *select,
+        *session.posargs,
+        env={"QUANTARRAY_BACKEND": backend, **env},
+        # A selection from the command line may leave a backend without a test.
+        success_codes=[0, 5] if session.posargs else [0],
+    )
+
+
+def has_cuda_device() -> bool:
+    """Return whether this machine has an NVIDIA GPU."""
+    smi = shutil.which("nvidia-smi")
+    if smi is not None:
+        listing = subprocess.run([smi, "-L"], capture_output=True, text=True, check=False)
+        if listing.stdout.startswith("GPU "):
+            return True
+    return Path("/dev/nvidia0").exists()
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check style and formatting with ruff."""
+    session.install(*group("lint"))
+    session.run("ruff", "check", *session.posargs)
+    session.run("ruff", "format", "--check")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Check types with mypy."""
+    session.install("-e", ".[cli,io]", *group("types"))
+    session.run("mypy", *session.posargs)
+
+
+@nox.session
+@nox.parametrize("backend", BACKENDS, ids=BACKENDS)
+def tests(session: nox.Session, backend: str) -> None:
+    """Run the suite on one backend."""
+    optional = PROJECT["project"]["optional-dependencies"]
+    extras = ["cli", "io", backend] if backend in optional else ["cli", "io"]
+    pins = group("test-torch") if backend == "torch" else ()
+    session.install("-e", f".[{','.join(extras)}]", *group("test"), *pins)
+    if backend == "numpy":
+        session.install("--no-deps", *group("checkpoint"))
+    if backend == "jax":
+        env = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+        run_pytest(session, backend, **env, JAX_ENABLE_X64="0")
+        run_pytest(session, backend, **env, JAX_ENABLE_X64="1")
+    else:
+        run_pytest(session, backend)
+
+
+@nox.session
+def cupy(session: nox.Session) -> None:
+    """Run the suite on a CUDA GPU."""
+    if not has_cuda_device():
+        session.skip("no CUDA device: nothing was tested on a GPU")
+    # The `ctk` extra brings NVRTC and the headers, so that the driver is all it needs.
+    session.install("-e", ".[cli,cupy,io]", "cupy-cuda12x[ctk]", *group("test"))
+    run_pytest(session, "cupy")
+
+
+@nox.session
+def minimums(session: nox.Session) -> None:
+    """Run the suite on NumPy with the lowest supported versions."""
+    session.install("-e", ".[cli,io]", *lowest("cli", "io"), *group("test"))
+    session.run("python", "-m", "pip", "list")
+    run_pytest(session, "numpy")
+
+
+@nox.session
+def wheel(session: nox.Session) -> None:
+    """Build the sdist and the wheel, and test the installed wheel away from its source."""
+    session.install("build")
+    tmp = Path(session.create_tmp())
+    dist, elsewhere = tmp / "dist", tmp / "elsewhere"
+    for folder in (dist, elsewhere):
+        shutil.rmtree(folder, ignore_errors=True)
+    session.run("python", "-m", "build", "--outdir", str(dist))
+    (built,) = dist.glob("*.whl")
+    session.install(f"{built}[cli,io]", *group("test"))
+
+    # Everything but the package, so that only the wheel can be imported.
+    ignore = shutil.ignore_patterns(".*cache", ".git", ".nox", ".venv", "__pycache__", "quantarray")
+    shutil.copytree(ROOT, elsewhere, ignore=ignore)
+    session.chdir(elsewhere)
+    check = (
+        "import sysconfig, quantarray as qa;"
+        "assert qa.__file__.startswith(sysconfig.get_path('purelib')), qa.__file__"
+    )
+    session.run("python", "-c", check)
+    run_pytest(session, "numpy")
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Run the benchmarks."""
+    session.install("-e", ".[all]", *group("test-torch"))
+    session.install("--no-deps", *group("checkpoint"))
+    session.run("python", "benchmarks/run.py", *session.posargs)
+
+
+if __name__ == "__main__":
+    nox.main()

@@ -1,0 +1,265 @@
+"""Array libraries: the only importer of array-api-compat, and the home of every backend's quirk.
+
+The rest of quantarray is written against the array API standard and calls these functions where a
+library differs from it. Each quirk states its reason.
+"""
+
+import contextlib
+import functools
+import importlib
+import importlib.util
+import sys
+from collections.abc import Iterator
+from importlib import metadata
+from typing import Any
+
+import array_api_compat
+import numpy as np
+
+from quantarray.errors import QuantArrayError
+from quantarray.formats import DTYPES
+
+Array = Any
+Namespace = Any
+
+# Backends by the name of the module a user imports: (compat namespace, distribution).
+BACKENDS = {
+    "numpy": ("array_api_compat.numpy", "numpy"),
+    "array_api_strict": ("array_api_strict", "array-api-strict"),
+    "jax": ("jax.numpy", "jax"),
+    "torch": ("array_api_compat.torch", "torch"),
+    "dask": ("array_api_compat.dask.array", "dask"),
+    "cupy": ("array_api_compat.cupy", "cupy"),
+}
+_NAMES = {namespace: name for name, (namespace, _) in BACKENDS.items()}
+
+
+def backend(xp: Namespace) -> str:
+    """Name the backend of a namespace; another library's is its own module name."""
+    name: str = xp.__name__
+    return _NAMES.get(name, name)
+
+
+def namespace(x: Array) -> Namespace:
+    """Find the array-API namespace of one array; a TypeError means `x` is no array."""
+    # torch first and by hand: array_namespace caches with lru_cache, which makes torch.compile warn.
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(x, torch.Tensor):
+        return importlib.import_module("array_api_compat.torch")
+    return array_api_compat.array_namespace(x)
+
+
+def as_array(operation: str, x: Array) -> tuple[Array, Namespace]:
+    """Check that `x` is a floating array that holds plain values, and give its namespace."""
+    try:
+        xp = namespace(x)
+    except TypeError:
+        raise QuantArrayError(
+            f"{operation}: x is a {type(x).__name__}: expected an array (NumPy, JAX, CuPy, torch, Dask, ...)"
+        ) from None
+    if isinstance(x, np.generic):
+        x = np.asarray(x)
+    if type(x) is not np.ndarray and isinstance(x, np.ndarray):
+        if isinstance(x, np.ma.MaskedArray):
+            raise QuantArrayError(f"{operation}: x is a masked array, and masks have no codes: fill it first")
+        x = np.asarray(x)
+    name = dtype_name(x.dtype)
+    if name not in DTYPES:
+        raise QuantArrayError(f"{operation}: x has dtype {name}: expected {', '.join(DTYPES)}")
+    if any(size is None or size != size for size in x.shape):
+        raise QuantArrayError(f"{operation}: x has shape {x.shape}: expected known sizes (compute_chunk_sizes())")
+    if getattr(x, "layout", None) is not None and str(x.layout) != "torch.strided":
+        raise QuantArrayError(f"{operation}: x has layout {x.layout}: expected a dense tensor")
+    return x, xp
+
+
+def is_concrete(x: Array, xp: Namespace) -> bool:
+    """Tell whether the values of `x` can be looked at: not while traced, compiled, or lazy."""
+    name = backend(xp)
+    if name == "jax":
+        return not isinstance(x, sys.modules["jax"].core.Tracer)
+    if name == "torch":
+        torch = sys.modules["torch"]
+        if torch.compiler.is_compiling():
+            return False
+        return x.device.type != "meta" and not torch._C._functorch.is_functorch_wrapped_tensor(x)
+    return name != "dask"
+
+
+def has_int64(xp: Namespace) -> bool:
+    """Tell whether int64 is 64 bits wide, which JAX's is only when asked."""
+    return dtype_name(xp.empty(0, dtype=xp.int64).dtype) == "int64"
+
+
+def dtype_name(dtype: Any) -> str:
+    """Name a dtype the way every library spells it ("float32", "bfloat16", "uint8")."""
+    # NumPy's str() would show byte order; torch and array-api-strict have no .name.
+    name: str = getattr(dtype, "name", None) or str(dtype).rpartition(".")[2]
+    return name
+
+
+def dtype(xp: Namespace, name: str) -> Any:
+    """Give a namespace's dtype by name."""
+    if backend(xp) in ("numpy", "jax", "dask", "cupy"):
+        if name == "bfloat16":
+            return np.dtype(_ml_dtypes().bfloat16)
+        return np.dtype(name)
+    found = getattr(xp, name, None)
+    if found is None:
+        raise QuantArrayError(f"dtype {name}: {backend(xp)} has none")
+    return found
+
+
+def _ml_dtypes() -> Any:
+    try:
+        return importlib.import_module("ml_dtypes")
+    except ImportError:
+        raise QuantArrayError("dtype bfloat16: NumPy has none without ml_dtypes: install quantarray[io]") from None
+
+
+def divide(a: Array, b: Array | float, xp: Namespace) -> Array:
+    """Divide as IEEE 754 does."""
+    if backend(xp) == "jax":
+        # XLA's CPU compiler turns division by a broadcast or constant into multiplication by its
+        # reciprocal, which differs in the last bit; it cannot see through this select.
+        b = xp.where(a == a, b, 1)
+    return a / b
+
+
+def multiply(a: Array, b: Array, xp: Namespace) -> Array:
+    """Multiply and round, before anything is added to the product."""
+    product = a * b
+    if backend(xp) == "jax":
+        # jax.jit contracts a * b + c to one rounding; it cannot see through this select.
+        product = xp.where(a == a, product, xp.nan)
+    return product
+
+
+def clip(x: Array, low: float, high: float, xp: Namespace) -> Array:
+    """Clip to Python numbers; NaN stays NaN."""
+    name = backend(xp)
+    # compat's clip takes array bounds too, at several times the cost of the call on small arrays,
+    # and its promotion of scalars for torch does not compile in one graph.
+    if name == "numpy":
+        return np.clip(x, low, high)
+    if name == "torch":
+        return sys.modules["torch"].clamp(x, low, high)
+    return xp.clip(x, low, high)
+
+
+def flush(x: Array, smallest_normal: float, xp: Namespace) -> Array:
+    """Take subnormal elements for zeros of their sign, as JAX does on a CPU."""
+    return where(xp.abs(x) < smallest_normal, xp.copysign(xp.zeros_like(x), x), x, xp)
+
+
+def where(condition: Array, x: Array, y: Array | float, xp: Namespace) -> Array:
+    """Select `x` or `y`, a Python number or an array of x's dtype."""
+    if backend(xp) == "torch":  # for the same reason as in clip
+        return sys.modules["torch"].where(condition, x, y)
+    return xp.where(condition, x, y)
+
+
+def to_numpy(x: Array) -> np.ndarray[Any, Any]:
+    """Copy an array to host memory as a NumPy array, computing it if it is lazy."""
+    if isinstance(x, np.ndarray | np.generic):
+        return np.asarray(x)
+    xp = namespace(x)
+    name = backend(xp)
+    if name == "torch":
+        host = x.detach().cpu()
+        if dtype_name(x.dtype) == "bfloat16":  # torch refuses to hand it to NumPy
+            torch = sys.modules["torch"]
+            return host.contiguous().view(torch.int16).numpy().view(_ml_dtypes().bfloat16)  # type: ignore[no-any-return]
+        return host.numpy()  # type: ignore[no-any-return]
+    if name == "dask":
+        return to_numpy(x.compute())
+    if name == "cupy":
+        return x.get()  # type: ignore[no-any-return]
+    return np.asarray(x)
+
+
+def from_numpy(x: np.ndarray[Any, Any], xp: Namespace) -> Array:
+    """Copy a NumPy array into a namespace, on its default device."""
+    if backend(xp) == "torch" and dtype_name(x.dtype) == "bfloat16":
+        torch = sys.modules["torch"]
+        return torch.from_numpy(x.view(np.int16).copy()).view(torch.bfloat16)
+    return xp.asarray(x, copy=True)
+
+
+def device(x: Array) -> Any:
+    """Give an array's device."""
+    return array_api_compat.device(x)
+
+
+def to_device(x: Array, target: Any) -> Array:
+    """Move an array to a device of its own library."""
+    return array_api_compat.to_device(x, target)
+
+
+def itemsize(name: str) -> int:
+    """Give the bytes of one element of the dtypes that quantized arrays are made of."""
+    return 2 if name == "bfloat16" else np.dtype(name).itemsize
+
+
+def register_pytree(cls: type, data_fields: tuple[str, ...], meta_fields: tuple[str, ...]) -> None:
+    """Make a dataclass a JAX pytree, once, if JAX is imported at all."""
+    jax = sys.modules.get("jax")
+    if jax is not None and hasattr(jax, "tree_util"):
+        _register_pytree(cls, data_fields, meta_fields)
+
+
+@functools.cache
+def _register_pytree(cls: type, data_fields: tuple[str, ...], meta_fields: tuple[str, ...]) -> None:
+    sys.modules["jax"].tree_util.register_dataclass(cls, list(data_fields), list(meta_fields))
+
+
+def installed() -> tuple[str, ...]:
+    """Name the backends that can be imported here, without importing them."""
+    return tuple(name for name in BACKENDS if importlib.util.find_spec(name) is not None)
+
+
+def load(name: str) -> Namespace:
+    """Import a backend's namespace."""
+    if name not in BACKENDS:
+        raise QuantArrayError(f"backend: {name!r:.80} is not known; known: {', '.join(BACKENDS)}")
+    if name not in installed():
+        raise QuantArrayError(f"backend: {name} is not installed; installed: {', '.join(installed())}")
+    return importlib.import_module(BACKENDS[name][0])
+
+
+def version(name: str) -> str:
+    """Give the version of an installed backend."""
+    for distribution in (BACKENDS[name][1], *_cupy_wheels(name)):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            return metadata.version(distribution)
+    return "unknown"
+
+
+def _cupy_wheels(name: str) -> tuple[str, ...]:
+    return ("cupy-cuda13x", "cupy-cuda12x") if name == "cupy" else ()
+
+
+def devices(name: str) -> tuple[str, ...]:
+    """Name the devices a backend can put arrays on."""
+    xp = load(name)
+    if name == "jax":
+        return tuple(map(str, sys.modules["jax"].devices()))
+    if name == "torch":
+        return ("cpu", *(f"cuda:{i}" for i in range(sys.modules["torch"].cuda.device_count())))
+    if name == "cupy":
+        try:
+            return tuple(f"cuda:{i}" for i in range(xp.cuda.runtime.getDeviceCount()))
+        except xp.cuda.runtime.CUDARuntimeError:  # installed where there is no driver
+            return ()
+    return ("cpu",)
+
+
+@contextlib.contextmanager
+def float64_context(name: str) -> Iterator[None]:
+    """Let a backend hold float64, which JAX does only when asked."""
+    if name != "jax":
+        yield
+        return
+    load(name)
+    with sys.modules["jax"].enable_x64(True):
+        yield

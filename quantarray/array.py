@@ -1,0 +1,357 @@
+"""The container of codes and their parameters."""
+
+import math
+import operator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+from quantarray import _xp, codec, packing, pipeline
+from quantarray._xp import Array, Namespace
+from quantarray.blocks import Blocks, resolve
+from quantarray.errors import QuantArrayError
+from quantarray.formats import DTYPES
+from quantarray.pipeline import Result, Task
+from quantarray.scheme import Block, Scheme
+
+# The stored arrays of a QuantizedArray, in the order files hold them.
+PARTS = ("data", "scale", "zero_point")
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class QuantizedArray:
+    """Codes, and what they mean: ``x = scale * (codes - zero_point)``, block by block.
+
+    `quantize` and `from_codes` make it. Its arrays live in one namespace, on one device. Nothing is
+    checked when it is built from its fields, because JAX and torch rebuild it while they trace.
+
+    Attributes
+    ----------
+    data : array
+        The stored codes: packed rows of uint8 where a code takes less than a byte, otherwise the
+        codes themselves.
+    scale : array of float32 or float64
+        One entry per block: ``ceil(shape[i] / extent[i])`` along each axis.
+    zero_point : array of the code dtype, or None
+        One entry per block.
+    scheme : Scheme
+        What the codes mean. Its block counts axes from the end.
+    tail : tuple of int
+        The last axes of the logical shape, which packing made one axis of bytes; () if not packed.
+        The axes before them are those of `data`, so that vmap and scan may add and drop some.
+    dtype_name : str
+        The dtype of the array that was quantized.
+    """
+
+    data: Array
+    scale: Array
+    zero_point: Array | None
+    scheme: Scheme
+    tail: tuple[int, ...]
+    dtype_name: str
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The logical shape."""
+        return (*self.data.shape[:-1], *self.tail) if self._packed else tuple(self.data.shape)
+
+    @property
+    def _packed(self) -> bool:
+        return self.scheme.element.bits < 8
+
+    @property
+    def _namespace(self) -> Namespace:
+        return _xp.namespace(self.data)
+
+    @property
+    def dtype(self) -> Any:
+        """The dtype of the array that was quantized."""
+        return _xp.dtype(self._namespace, self.dtype_name)
+
+    @property
+    def ndim(self) -> int:
+        """The number of axes."""
+        return len(self.shape)
+
+    @property
+    def size(self) -> int:
+        """The number of elements."""
+        return math.prod(self.shape)
+
+    @property
+    def device(self) -> Any:
+        """The device of the stored arrays."""
+        return _xp.device(self.data)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all stored arrays."""
+        return sum(
+            math.prod(part.shape) * _xp.itemsize(_xp.dtype_name(part.dtype)) for part in self.parts().values()
+        )
+
+    @property
+    def bits_per_element(self) -> float:
+        """All stored bits over the number of elements; NaN if there are none."""
+        return 8 * self.nbytes / self.size if self.size else math.nan
+
+    @property
+    def codes(self) -> Array:
+        """The unpacked codes, in the logical shape: int8 for signed integers, uint8 for the rest."""
+        xp = self._namespace
+        task = self._task(xp)
+        return xp.reshape(pipeline.unpack(self.data, task.blocks.shape[-1], task), self.shape)
+
+    def dequantize(self, dtype: Any = None) -> Array:
+        """Decode.
+
+        Parameters
+        ----------
+        dtype : dtype or str, optional
+            A floating dtype; that of the array that was quantized by default.
+
+        Returns
+        -------
+        array of dtype, shape of self
+            In the namespace and on the device of the codes. Blocks with a NaN scale decode to NaN.
+
+        Raises
+        ------
+        QuantArrayError
+            If `dtype` is not floating.
+        """
+        xp = self._namespace
+        name = self.dtype_name
+        if dtype is not None:
+            name = _xp.dtype_name(codec.float_dtype("dequantize", dtype, xp))
+        task = self._task(xp)
+        data = xp.reshape(self.data, task.data_shape(task.blocks.shape))
+        grid = task.blocks.grid
+        zero = None if self.zero_point is None else xp.reshape(self.zero_point, grid)
+        stored = Result(data, xp.reshape(self.scale, grid), zero)
+        return xp.reshape(pipeline.dequantize(stored, task, name), self.shape)
+
+    def _task(self, xp: Namespace) -> Task:
+        return Task(
+            blocks=_blocks_of(self.scheme.block, self.shape, tuple(self.scale.shape)),
+            scheme=self.scheme,
+            xp=xp,
+            arithmetic=_xp.dtype_name(self.scale.dtype),
+            concrete=_xp.is_concrete(self.data, xp),
+        )
+
+    def to_device(self, device: Any) -> Self:
+        """Copy to a device of the same array library."""
+        return self._map(lambda part: _xp.to_device(part, device))
+
+    def _map(self, function: Any) -> Self:
+        zero = None if self.zero_point is None else function(self.zero_point)
+        return replace(self, data=function(self.data), scale=function(self.scale), zero_point=zero)
+
+    def parts(self) -> dict[str, Array]:
+        """Give the stored arrays by name, without those that the scheme has not."""
+        parts = {name: getattr(self, name) for name in PARTS}
+        return {name: part for name, part in parts.items() if part is not None}
+
+    @classmethod
+    def from_parts(
+        cls, parts: Mapping[str, Array], scheme: Scheme, shape: tuple[int, ...], dtype_name: str
+    ) -> Self:
+        """Build from stored arrays, as `parts` gives them.
+
+        Parameters
+        ----------
+        parts : mapping of str to array
+            Of one namespace, with the shapes and dtypes of `part_specs`.
+        scheme : Scheme
+            What the codes mean.
+        shape : tuple of int
+            The logical shape.
+        dtype_name : str
+            The dtype that was quantized.
+
+        Returns
+        -------
+        QuantizedArray
+
+        Raises
+        ------
+        QuantArrayError
+            If a part is missing, not expected, or not of its shape and dtype.
+        """
+        specs = part_specs(scheme, shape, dtype_name)
+        for name in {*specs, *parts}:
+            found = (tuple(parts[name].shape), _xp.dtype_name(parts[name].dtype)) if name in parts else None
+            if found != specs.get(name):
+                raise QuantArrayError(f"QuantizedArray: part {name!r}: {found}: expected {specs.get(name)}")
+        return make(Result(parts["data"], parts["scale"], parts.get("zero_point")), scheme, shape, dtype_name, cls)
+
+    def __getitem__(self, key: Any) -> Self:
+        """Index along leading axes with integers and slices, where blocks allow.
+
+        Parameters
+        ----------
+        key : int, slice, Ellipsis, or tuple of them
+            A slice that cuts blocks is refused, as is any index into packed rows.
+
+        Returns
+        -------
+        QuantizedArray
+            Its codes and scales are those of the elements chosen.
+
+        Raises
+        ------
+        QuantArrayError
+            If the index is out of bounds or not of these.
+        """
+        return index(self, key)
+
+    def __len__(self) -> int:
+        if not self.shape:
+            raise QuantArrayError("len: a 0-d QuantizedArray has no length")
+        return self.shape[0]
+
+    def __iter__(self) -> Iterator[Self]:
+        return (self[i] for i in range(len(self)))
+
+    def __repr__(self) -> str:
+        shape, dtype = self.shape, self.dtype_name
+        where = f"{_xp.backend(self._namespace)}, {self.device}"
+        return (
+            f"QuantizedArray({self.scheme}, shape={shape}, dtype={dtype}, "
+            f"{self.bits_per_element:.4g} bits per element, {where})"
+        )
+
+
+def work_shape(block: Block, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Give the shape the pipeline works in: raveled for flat blocks, and at least 1-d."""
+    return (math.prod(shape),) if block.flat is not None or not shape else shape
+
+
+def _blocks_of(block: Block, shape: tuple[int, ...], grid: tuple[int, ...]) -> Blocks:
+    """Find the blocks from the shapes that are there, which vmap or scan may have changed."""
+    if block.flat is not None or not shape:
+        return resolve("dequantize", block, work_shape(block, shape))
+    named = {axis + len(shape): extent for axis, extent in block.axes}
+    extents = [
+        1 if count == size else size if count == 1 else named.get(axis, size)
+        for axis, (size, count) in enumerate(zip(shape, grid, strict=True))
+    ]
+    return Blocks(shape, tuple(max(1, extent) for extent in extents))
+
+
+def make(
+    stored: Result,
+    scheme: Scheme,
+    shape: tuple[int, ...],
+    dtype_name: str,
+    cls: type[QuantizedArray] = QuantizedArray,
+) -> Any:
+    """Build the container from what the pipeline gives; the scheme's axes count from the end."""
+    tail: tuple[int, ...] = ()
+    if scheme.element.bits < 8:
+        tail = shape if scheme.block.flat is not None else shape[-1:]
+    _xp.register_pytree(cls, PARTS, ("scheme", "tail", "dtype_name"))
+    return cls(stored.data, stored.scale, stored.zero_point, scheme, tail, dtype_name)
+
+
+def part_specs(
+    scheme: Scheme, shape: tuple[int, ...], dtype_name: str
+) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Give the shape and dtype name of every stored array, before anything is quantized.
+
+    Parameters
+    ----------
+    scheme : Scheme
+        The scheme.
+    shape : tuple of int
+        The logical shape.
+    dtype_name : str
+        The dtype to be quantized.
+
+    Returns
+    -------
+    dict
+        Part name to (shape, dtype name).
+
+    Raises
+    ------
+    QuantArrayError
+        If the scheme does not fit the shape, or the dtype is not floating.
+    """
+    if dtype_name not in DTYPES:
+        raise QuantArrayError(f"QuantizedArray: dtype {dtype_name!r:.80}: expected {', '.join(DTYPES)}")
+    element = scheme.element
+    work = work_shape(scheme.block, shape)
+    grid = resolve("QuantizedArray", scheme.block, shape).grid
+    data = shape if element.bits >= 8 else (*work[:-1], packing.packed_length(work[-1], element.bits))
+    specs = {
+        "data": (data, codec.code_dtype(element) if element.bits >= 8 else "uint8"),
+        "scale": (grid, codec.arithmetic(dtype_name)),
+    }
+    if scheme.zero == "point":
+        specs["zero_point"] = (grid, codec.code_dtype(element))
+    return specs
+
+
+def index(q: QuantizedArray, key: Any) -> Any:
+    """Index a quantized array; see `QuantizedArray.__getitem__`."""
+    keys = key if isinstance(key, tuple) else (key,)
+    keys = keys[:-1] if keys and keys[-1] is ... else keys
+    shape = q.shape
+    if q.scheme.block.flat is not None and keys:
+        raise QuantArrayError("index: flat blocks do not follow the axes: dequantize first")
+    if len(keys) > len(shape):
+        raise QuantArrayError(f"index: {len(keys)} indices for shape {shape}")
+    if len(keys) == len(shape) and q.scheme.element.bits < 8 and keys:
+        raise QuantArrayError(f"index: the last axis of shape {shape} is packed: index the axes before it")
+    extents = _blocks_of(q.scheme.block, shape, tuple(q.scale.shape)).extents if shape else ()
+    chosen = [_choose(k, axis, shape[axis], extents[axis]) for axis, k in enumerate(keys)]
+    dropped = [axis for axis, k in enumerate(keys) if not isinstance(k, slice)]
+    data = _take(q.data, [data for data, _ in chosen], dropped)
+    scale = _take(q.scale, [blocks for _, blocks in chosen], dropped)
+    zero = None if q.zero_point is None else _take(q.zero_point, [blocks for _, blocks in chosen], dropped)
+    scheme = replace(q.scheme, block=_without(q.scheme.block, dropped, len(shape)))
+    return replace(q, data=data, scale=scale, zero_point=zero, scheme=scheme)
+
+
+def _choose(key: Any, axis: int, size: int, extent: int) -> tuple[slice, slice]:
+    """Give where an index of one axis lies, among the elements and among the blocks."""
+    if isinstance(key, slice):
+        start, stop, step = key.indices(size)
+        if step < 1:
+            raise QuantArrayError(f"index: {key} of axis {axis}: expected a positive step")
+        stop = max(start, stop)
+        if extent == 1:
+            return slice(start, stop, step), slice(start, stop, step)
+        if extent >= size:
+            return slice(start, stop, step), slice(0, 1 if start < stop else 0)
+        if step == 1 and start % extent == 0 and (stop % extent == 0 or stop == size):
+            return slice(start, stop), slice(start // extent, -(-stop // extent))
+        raise QuantArrayError(f"index: {key} of axis {axis} cuts blocks of {extent}: expected multiples of {extent}")
+    try:
+        if isinstance(key, bool):
+            raise TypeError
+        i = operator.index(key)
+    except TypeError:
+        raise QuantArrayError(f"index: {key!r:.80}: expected integers and slices of leading axes") from None
+    if not -size <= i < size:
+        raise QuantArrayError(f"index: {i} of axis {axis}: the axis has {size} elements")
+    i %= size
+    return slice(i, i + 1), slice(i // extent, i // extent + 1)
+
+
+def _take(part: Array, where: list[slice], dropped: list[int]) -> Array:
+    taken = part[(*where, ...)]
+    shape = tuple(size for axis, size in enumerate(taken.shape) if axis not in dropped)
+    return _xp.namespace(part).reshape(taken, shape)
+
+
+def _without(block: Block, dropped: list[int], ndim: int) -> Block:
+    """Rename the axes of a block, counted from the end, after some are dropped."""
+    axes = tuple(
+        (axis + sum(d > axis + ndim for d in dropped), extent)
+        for axis, extent in block.axes
+        if axis + ndim not in dropped
+    )
+    return replace(block, axes=axes)

@@ -1,0 +1,170 @@
+"""Arrays to blocks and back: views that have one axis to reduce for every axis a block spans.
+
+An array of shape (6, 10) in blocks of (1, 4) is padded to (6, 12) and seen as (6, 3, 4); its scales
+have shape (6, 3), and (6, 3, 1) in the view. Padding repeats the last element, so that a ragged
+last block has the range of its own elements.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from quantarray._xp import Array, Namespace
+from quantarray.errors import QuantArrayError
+from quantarray.scheme import Block
+
+Slices = tuple[slice, ...]
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """The blocks of an array of one shape: an extent of at least 1 for each axis."""
+
+    shape: tuple[int, ...]
+    extents: tuple[int, ...]
+
+    @property
+    def grid(self) -> tuple[int, ...]:
+        """How many blocks there are along each axis: the shape of the scales."""
+        return tuple(-(-size // extent) for size, extent in zip(self.shape, self.extents, strict=True))
+
+    @property
+    def axes(self) -> tuple[int, ...]:
+        """The axes of the view that a block spans."""
+        return tuple(axis for axis, (_, spans) in enumerate(self._view()) if spans)
+
+    def _view(self) -> list[tuple[int, bool]]:
+        """Give each axis of the view: its size, and whether a block spans it."""
+        axes: list[tuple[int, bool]] = []
+        for count, extent in zip(self.grid, self.extents, strict=True):
+            if extent == 1:
+                axes.append((count, False))
+            elif count == 1:
+                axes.append((extent, True))
+            else:
+                axes += [(count, False), (extent, True)]
+        return axes
+
+    def split(self, x: Array, xp: Namespace) -> Array:
+        """View an array of this shape by blocks, padding what is ragged."""
+        for axis, (size, count, extent) in enumerate(zip(self.shape, self.grid, self.extents, strict=True)):
+            if size < count * extent:
+                x = xp.concat([x, _repeat_last(x, axis, count * extent - size, xp)], axis=axis)
+        view = tuple(size for size, _ in self._view())
+        return x if x.shape == view else xp.reshape(x, view)
+
+    def spread(self, per_block: Array, xp: Namespace) -> Array:
+        """View an array of one entry per block so that it broadcasts with a split array."""
+        view = tuple(1 if spans else size for size, spans in self._view())
+        return per_block if per_block.shape == view else xp.reshape(per_block, view)
+
+    def merge(self, view: Array, xp: Namespace) -> Array:
+        """Undo `split`."""
+        padded = tuple(count * extent for count, extent in zip(self.grid, self.extents, strict=True))
+        x = view if view.shape == padded else xp.reshape(view, padded)
+        return x if padded == self.shape else x[tuple(slice(size) for size in self.shape)]
+
+
+def _repeat_last(x: Array, axis: int, count: int, xp: Namespace) -> Array:
+    last = x[(*(slice(None),) * axis, slice(-1, None), ...)]
+    return xp.broadcast_to(last, (*x.shape[:axis], count, *x.shape[axis + 1 :]))
+
+
+def resolve(operation: str, block: Block, shape: tuple[int, ...]) -> Blocks:
+    """Find the blocks of an array.
+
+    Parameters
+    ----------
+    operation : str
+        Who asks, for the message.
+    block : Block
+        What the scheme says.
+    shape : tuple of int
+        The array's shape; its size where `block` is flat, since those blocks lie in the raveled array.
+
+    Returns
+    -------
+    Blocks
+        With every extent at most the axis' length.
+
+    Raises
+    ------
+    QuantArrayError
+        If `block` names an axis that the array does not have.
+    """
+    if block.flat is not None:
+        shape = (math.prod(shape),)
+        return Blocks(shape, (max(1, min(block.flat, *shape)),))
+    extents = [1 if block.others == 1 else -1] * len(shape)
+    for axis, extent in block.axes:
+        extents[_normal_axis(operation, axis, shape)] = extent
+    return Blocks(shape, tuple(_clamp(e, size) for e, size in zip(extents, shape, strict=True)))
+
+
+def _clamp(extent: int, size: int) -> int:
+    return max(1, size if extent == -1 else min(extent, size))
+
+
+def _normal_axis(operation: str, axis: int, shape: tuple[int, ...]) -> int:
+    if not -len(shape) <= axis < len(shape):
+        raise QuantArrayError(
+            f"{operation}: axis {axis} of the scheme's block: x has shape {shape}, so expected "
+            + (f"-{len(shape)} to {len(shape) - 1}" if shape else "one scale for the whole array")
+        )
+    return axis % len(shape)
+
+
+def from_end(operation: str, block: Block, ndim_shape: tuple[int, ...]) -> Block:
+    """Rewrite a block so that its axes count from the end of an array of this shape."""
+    n = len(ndim_shape)
+    axes = tuple((_normal_axis(operation, axis, ndim_shape) - n, extent) for axis, extent in block.axes)
+    return block if axes == block.axes else Block(axes, block.others, block.flat)
+
+
+def whole(shape: tuple[int, ...]) -> Slices:
+    """Give the slices of a whole array."""
+    return tuple(slice(0, size) for size in shape)
+
+
+def pieces(blocks: Blocks, limit: int, multiple: int = 1) -> Iterator[tuple[Slices, Slices]]:
+    """Cut an array into pieces of whole blocks.
+
+    Parameters
+    ----------
+    blocks : Blocks
+        The blocks of the array.
+    limit : int
+        Elements a piece may have; one block is never cut, however large.
+    multiple : int
+        Pieces begin at multiples of this along the last axis, so that packed bytes are not shared.
+
+    Yields
+    ------
+    tuple of tuples of slice
+        Where the piece lies in the array, and where its blocks lie in the grid.
+    """
+    if 0 in blocks.shape:
+        return
+    unit = list(blocks.extents)
+    if unit and unit[-1] < blocks.shape[-1]:
+        unit[-1] = math.lcm(unit[-1], multiple)
+    steps = unit.copy()
+    for axis in reversed(range(len(unit))):
+        size = blocks.shape[axis]
+        room = max(1, limit // math.prod(steps))
+        steps[axis] = min(unit[axis] * room, -(-size // unit[axis]) * unit[axis])
+        if steps[axis] < size:
+            break
+    yield from _cut(blocks, tuple(steps))
+
+
+def _cut(blocks: Blocks, steps: tuple[int, ...]) -> Iterator[tuple[Slices, Slices]]:
+    if not steps:
+        yield (), ()
+        return
+    head = Blocks(blocks.shape[:-1], blocks.extents[:-1])
+    size, extent, step = blocks.shape[-1], blocks.extents[-1], steps[-1]
+    for where, grid in _cut(head, steps[:-1]):
+        for start in range(0, size, step):
+            stop = min(start + step, size)
+            yield (*where, slice(start, stop)), (*grid, slice(start // extent, -(-stop // extent)))

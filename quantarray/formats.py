@@ -1,0 +1,164 @@
+"""Number formats as data: what a code of a few bits means.
+
+A number format is one of three kinds, all frozen and hashable. The element of a scheme and the
+format its scale is stored in are the same type.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from quantarray.errors import QuantArrayError
+
+
+@dataclass(frozen=True)
+class Integer:
+    """Two's complement or unsigned integers of 1 to 16 bits."""
+
+    bits: int
+    signed: bool = True
+    # Narrow leaves the lowest signed code unused, so that the range is symmetric: int8 is -127..127.
+    narrow: bool = False
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.bits <= 16:
+            raise QuantArrayError(f"Integer: bits={self.bits!r}: expected 1 to 16")
+        if self.narrow and not (self.signed and self.bits > 1):
+            raise QuantArrayError("Integer: narrow=True: only signed integers of 2 bits or more are narrow")
+
+    @property
+    def min(self) -> int:
+        """The smallest value."""
+        return -(1 << (self.bits - 1)) + self.narrow if self.signed else 0
+
+    @property
+    def max(self) -> int:
+        """The largest value."""
+        return (1 << (self.bits - self.signed)) - 1
+
+
+@dataclass(frozen=True)
+class Float:
+    """Binary floating point: a sign bit, exponent bits, mantissa bits, with subnormals."""
+
+    exponent: int
+    mantissa: int
+    bias: int
+    # Which codes are not finite numbers. "ieee": the top exponent holds Inf and NaN. "nan": only the
+    # all-ones code (of either sign) is NaN. "nan_zero": only the code of -0 is NaN. "none": no code.
+    specials: Literal["ieee", "nan", "nan_zero", "none"]
+    signed: bool = True
+
+    @property
+    def bits(self) -> int:
+        """Bits of a code."""
+        return self.signed + self.exponent + self.mantissa
+
+    @property
+    def max(self) -> float:
+        """The largest finite value."""
+        top = (1 << (self.exponent + self.mantissa)) - 1
+        if self.specials == "ieee":
+            top -= 1 << self.mantissa
+        elif self.specials == "nan":
+            top -= 1
+        return self.magnitude(top)
+
+    @property
+    def min(self) -> float:
+        """The smallest finite value."""
+        return -self.max if self.signed else self.magnitude(0)
+
+    @property
+    def smallest_normal(self) -> float:
+        """The smallest value with the full precision of the mantissa."""
+        return self.magnitude(1 << self.mantissa)
+
+    def magnitude(self, code: int) -> float:
+        """Give the value of an unsigned code, as if no code were special.
+
+        Parameters
+        ----------
+        code : int
+            Exponent and mantissa bits.
+
+        Returns
+        -------
+        float
+            Exact: every format here fits a Python float.
+        """
+        exponent, mantissa = divmod(code, 1 << self.mantissa)
+        if exponent == 0 and self.mantissa:
+            return mantissa * 2.0 ** (1 - self.bias - self.mantissa)
+        return (1.0 + mantissa * 2.0**-self.mantissa) * 2.0 ** (exponent - self.bias)
+
+
+@dataclass(frozen=True)
+class Codebook:
+    """A named table of values: code `i` means `values[i]`."""
+
+    name: str
+    values: tuple[float, ...]
+
+    @property
+    def bits(self) -> int:
+        """Bits of a code."""
+        return max(1, (len(self.values) - 1).bit_length())
+
+    @property
+    def max(self) -> float:
+        """The largest value."""
+        return max(self.values)
+
+    @property
+    def min(self) -> float:
+        """The smallest value."""
+        return min(self.values)
+
+
+NumberFormat = Integer | Float | Codebook
+
+FLOAT64 = Float(11, 52, 1023, "ieee")
+FLOAT32 = Float(8, 23, 127, "ieee")
+BFLOAT16 = Float(8, 7, 127, "ieee")
+FLOAT16 = Float(5, 10, 15, "ieee")
+
+# The floating dtypes an array may have, by the name every array library gives them.
+DTYPES = {"float16": FLOAT16, "bfloat16": BFLOAT16, "float32": FLOAT32, "float64": FLOAT64}
+
+FORMATS: dict[str, NumberFormat] = {
+    **{f"int{bits}": Integer(bits) for bits in range(2, 17)},
+    **{f"uint{bits}": Integer(bits, signed=False) for bits in range(1, 17)},
+    # OCP 8-bit floating point (OFP8) 1.0, and the variants without Inf and negative zero (FNUZ).
+    "e4m3fn": Float(4, 3, 7, "nan"),
+    "e5m2": Float(5, 2, 15, "ieee"),
+    "e4m3fnuz": Float(4, 3, 8, "nan_zero"),
+    "e5m2fnuz": Float(5, 2, 16, "nan_zero"),
+    # OCP Microscaling formats (MX) 1.0.
+    "e3m2fn": Float(3, 2, 3, "none"),
+    "e2m3fn": Float(2, 3, 1, "none"),
+    "e2m1fn": Float(2, 1, 1, "none"),
+    "e8m0fnu": Float(8, 0, 127, "nan", signed=False),
+}
+
+
+def number_format(name: str) -> NumberFormat:
+    """Find a number format by name.
+
+    Parameters
+    ----------
+    name : str
+        A key of `FORMATS`, such as "e4m3fn" or "int4".
+
+    Returns
+    -------
+    NumberFormat
+        The format.
+
+    Raises
+    ------
+    QuantArrayError
+        If there is no such format.
+    """
+    if name not in FORMATS:
+        raise QuantArrayError(f"number format: {name!r} is not known; known: {', '.join(FORMATS)}")
+    return FORMATS[name]
