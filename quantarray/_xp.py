@@ -45,7 +45,9 @@ def namespace(x: Array) -> Namespace:
     # torch first and by hand: array_namespace caches with lru_cache, which makes torch.compile warn.
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(x, torch.Tensor):
-        return importlib.import_module("array_api_compat.torch")
+        import array_api_compat.torch as torch_namespace
+
+        return torch_namespace
     return array_api_compat.array_namespace(x)
 
 
@@ -79,11 +81,17 @@ def is_concrete(x: Array, xp: Namespace) -> bool:
     if name == "jax":
         return not isinstance(x, sys.modules["jax"].core.Tracer)
     if name == "torch":
-        torch = sys.modules["torch"]
-        if torch.compiler.is_compiling():
+        if is_compiling():
             return False
+        torch = sys.modules["torch"]
         return x.device.type != "meta" and not torch._C._functorch.is_functorch_wrapped_tensor(x)
     return name != "dask"
+
+
+def is_compiling() -> bool:
+    """Tell whether torch.compile is tracing this call."""
+    torch = sys.modules.get("torch")
+    return torch is not None and torch.compiler.is_compiling()
 
 
 def has_int64(xp: Namespace) -> bool:
@@ -188,6 +196,9 @@ def from_numpy(x: np.ndarray[Any, Any], xp: Namespace) -> Array:
 
 def device(x: Array) -> Any:
     """Give an array's device."""
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(x, torch.Tensor):  # for the same reason as in namespace
+        return x.device
     return array_api_compat.device(x)
 
 
@@ -204,6 +215,8 @@ def itemsize(name: str) -> int:
 def register_pytree(cls: type, data_fields: tuple[str, ...], meta_fields: tuple[str, ...]) -> None:
     """Make a dataclass a JAX pytree, once, if JAX is imported at all."""
     jax = sys.modules.get("jax")
+    if is_compiling():
+        return
     if jax is not None and hasattr(jax, "tree_util"):
         _register_pytree(cls, data_fields, meta_fields)
 

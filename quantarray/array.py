@@ -96,6 +96,11 @@ class QuantizedArray:
         return 8 * self.nbytes / self.size if self.size else math.nan
 
     @property
+    def blocks(self) -> Blocks:
+        """Which elements share a scale: of the raveled array where the scheme's blocks are flat."""
+        return _blocks_of(self.scheme.block, self.shape, tuple(self.scale.shape))
+
+    @property
     def codes(self) -> Array:
         """The unpacked codes, in the logical shape: int8 for signed integers, uint8 for the rest."""
         xp = self._namespace
@@ -133,7 +138,7 @@ class QuantizedArray:
 
     def _task(self, xp: Namespace) -> Task:
         return Task(
-            blocks=_blocks_of(self.scheme.block, self.shape, tuple(self.scale.shape)),
+            blocks=self.blocks,
             scheme=self.scheme,
             xp=xp,
             arithmetic=_xp.dtype_name(self.scale.dtype),
@@ -305,7 +310,7 @@ def index(q: QuantizedArray, key: Any) -> Any:
         raise QuantArrayError(f"index: {len(keys)} indices for shape {shape}")
     if len(keys) == len(shape) and q.scheme.element.bits < 8 and keys:
         raise QuantArrayError(f"index: the last axis of shape {shape} is packed: index the axes before it")
-    extents = _blocks_of(q.scheme.block, shape, tuple(q.scale.shape)).extents if shape else ()
+    extents = q.blocks.extents
     chosen = [_choose(k, axis, shape[axis], extents[axis]) for axis, k in enumerate(keys)]
     dropped = [axis for axis, k in enumerate(keys) if not isinstance(k, slice)]
     data = _take(q.data, [data for data, _ in chosen], dropped)

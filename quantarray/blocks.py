@@ -114,11 +114,13 @@ def _normal_axis(operation: str, axis: int, shape: tuple[int, ...]) -> int:
     return axis % len(shape)
 
 
-def from_end(operation: str, block: Block, ndim_shape: tuple[int, ...]) -> Block:
+def from_end(operation: str, block: Block, shape: tuple[int, ...]) -> Block:
     """Rewrite a block so that its axes count from the end of an array of this shape."""
-    n = len(ndim_shape)
-    axes = tuple((_normal_axis(operation, axis, ndim_shape) - n, extent) for axis, extent in block.axes)
+    axes = tuple((_normal_axis(operation, axis, shape) - len(shape), extent) for axis, extent in block.axes)
     return block if axes == block.axes else Block(axes, block.others, block.flat)
+
+
+Part = tuple[Slices, Blocks]
 
 
 def whole(shape: tuple[int, ...]) -> Slices:
@@ -126,7 +128,7 @@ def whole(shape: tuple[int, ...]) -> Slices:
     return tuple(slice(0, size) for size in shape)
 
 
-def pieces(blocks: Blocks, limit: int, multiple: int = 1) -> Iterator[tuple[Slices, Slices]]:
+def pieces(blocks: Blocks, limit: int, multiple: int = 1) -> Iterator[tuple[Slices, list[Part]]]:
     """Cut an array into pieces of whole blocks.
 
     Parameters
@@ -134,28 +136,43 @@ def pieces(blocks: Blocks, limit: int, multiple: int = 1) -> Iterator[tuple[Slic
     blocks : Blocks
         The blocks of the array.
     limit : int
-        Elements a piece may have; one block is never cut, however large.
+        Elements a piece may have. A larger block is a piece of its own, cut into parts.
     multiple : int
-        Pieces begin at multiples of this along the last axis, so that packed bytes are not shared.
+        Pieces and parts begin at multiples of this along the last axis, so that packed bytes are
+        not shared.
 
     Yields
     ------
-    tuple of tuples of slice
-        Where the piece lies in the array, and where its blocks lie in the grid.
+    tuple of (tuple of slice, list of (tuple of slice, Blocks))
+        Where the piece's blocks lie in the grid; and its parts: where each lies in the array, and
+        its blocks. A part of a cut block is one block.
     """
-    if 0 in blocks.shape:
-        return
+    for where, grid in _cut(blocks, _steps(blocks, limit, multiple)):
+        shape = tuple(s.stop - s.start for s in where)
+        if math.prod(shape) <= limit or any(s.stop - s.start > 1 for s in grid):
+            yield grid, [(where, Blocks(shape, tuple(map(min, blocks.extents, shape))))]
+            continue
+        elements = Blocks(shape, (1,) * len(shape))
+        parts = []
+        for inner, _ in _cut(elements, _steps(elements, limit, multiple)):
+            at = tuple(slice(s.start + i.start, s.start + i.stop) for s, i in zip(where, inner, strict=True))
+            size = tuple(i.stop - i.start for i in inner)
+            parts.append((at, Blocks(size, size)))
+        yield grid, parts
+
+
+def _steps(blocks: Blocks, limit: int, multiple: int) -> tuple[int, ...]:
+    """Give the shape of a piece: whole blocks, grown from the last axis on while they fit."""
     unit = list(blocks.extents)
     if unit and unit[-1] < blocks.shape[-1]:
         unit[-1] = math.lcm(unit[-1], multiple)
     steps = unit.copy()
     for axis in reversed(range(len(unit))):
-        size = blocks.shape[axis]
         room = max(1, limit // math.prod(steps))
-        steps[axis] = min(unit[axis] * room, -(-size // unit[axis]) * unit[axis])
-        if steps[axis] < size:
+        steps[axis] = unit[axis] * min(room, -(-blocks.shape[axis] // unit[axis]))
+        if steps[axis] < blocks.shape[axis]:
             break
-    yield from _cut(blocks, tuple(steps))
+    return tuple(steps)
 
 
 def _cut(blocks: Blocks, steps: tuple[int, ...]) -> Iterator[tuple[Slices, Slices]]:

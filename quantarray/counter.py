@@ -64,6 +64,9 @@ def uniform(key: int, shape: tuple[int, ...], where: Slices, x: Array, xp: Names
     array, shape and dtype of x
         Multiples of 2**-24.
     """
+    if _xp.is_compiling():
+        # Inlining the rounds takes torch's compiler time exponential in their number.
+        raise QuantArrayError("stochastic rounding: torch.compile cannot compile it: quantize outside")
     low, high = _counters(shape, where, x, xp)
     bits, _ = threefry(key, low, high)
     return xp.reshape(xp.astype((bits >> 8) & 0xFFFFFF, x.dtype) * 2.0**-24, x.shape)

@@ -4,7 +4,6 @@ Rows (the last axis) are padded with zero bits to whole bytes. Eight over gcd(8,
 bits over gcd(8, bits) bytes exactly; every function works on such units.
 """
 
-import math
 from collections.abc import Iterator
 from typing import Literal
 
@@ -77,7 +76,7 @@ def unpack(data: Array, bits: int, order: Order, count: int, xp: Namespace) -> A
 
 
 def _units(count: int, bits: int) -> tuple[int, int, int]:
-    common = math.gcd(8, bits)
+    common = bits & -bits  # gcd(8, bits), as torch.compile can trace it
     return -(-count * common // 8), 8 // common, bits // common
 
 

@@ -4,14 +4,13 @@ Everything is array-API code on whole arrays. NumPy arrays go through it in piec
 cache, so that no temporary reaches the array's size; the pieces change no bit of the result.
 """
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
 
 from quantarray import _xp, codec, counter, packing, scales
 from quantarray._xp import Array, Namespace
-from quantarray.blocks import Blocks, Slices, pieces, whole
+from quantarray.blocks import Blocks, Part, Slices, pieces, whole
 from quantarray.formats import DTYPES, Integer
 from quantarray.scales import Parameters
 from quantarray.scheme import Scheme
@@ -110,8 +109,7 @@ def quantize(x: Array, task: Task) -> Result:
     data = np.empty(task.data_shape(x.shape), _data_dtype(task))
     scale = np.empty(grid, task.arithmetic)
     zero = np.empty(grid, task.arithmetic) if task.zero else None
-    for where, blocks_at in pieces(task.blocks, PIECE, 8):
-        parts = _parts(where, blocks_at, task.blocks)
+    for blocks_at, parts in pieces(task.blocks, PIECE, 8):
         given = task.given and _at(task.given, blocks_at)
         parameters = _parameters(x, parts, given, task)
         scale[blocks_at] = parameters.scale
@@ -135,19 +133,6 @@ def _empty(x: Array, task: Task) -> Result:
     return Result(data, parameters.scale, _zero_point(parameters, task))
 
 
-def _parts(where: Slices, blocks_at: Slices, blocks: Blocks) -> list[tuple[Slices, Blocks]]:
-    """Cut a piece that is one block too large for a cache; each part is a block of its own."""
-    shape = tuple(s.stop - s.start for s in where)
-    if math.prod(shape) <= PIECE or any(s.stop - s.start > 1 for s in blocks_at):
-        return [(where, Blocks(shape, tuple(map(min, blocks.extents, shape))))]
-    parts = []
-    for inner, _ in pieces(Blocks(shape, (1,) * len(shape)), PIECE, 8):
-        at = tuple(slice(s.start + i.start, s.start + i.stop) for s, i in zip(where, inner, strict=True))
-        size = tuple(i.stop - i.start for i in inner)
-        parts.append((at, Blocks(size, size)))
-    return parts
-
-
 def _at(parameters: Parameters, blocks_at: Slices) -> Parameters:
     zero = parameters.zero
     return Parameters(parameters.scale[blocks_at], None if zero is None else zero[blocks_at])
@@ -164,9 +149,7 @@ def _values(x: Array, task: Task) -> Array:
     return task.xp.astype(x, _xp.dtype(task.xp, task.arithmetic), copy=False)
 
 
-def _parameters(
-    x: Array, parts: list[tuple[Slices, Blocks]], given: Parameters | None, task: Task
-) -> Parameters:
+def _parameters(x: Array, parts: list[Part], given: Parameters | None, task: Task) -> Parameters:
     """Find the parameters of blocks, each of which lies in one part or is cut into all of them."""
     xp = task.xp
     saturate = task.nonfinite == "saturate"
@@ -299,9 +282,9 @@ def dequantize(stored: Result, task: Task, dtype: str) -> Array:
     if 0 in blocks.shape or _xp.backend(xp) != "numpy":
         return _decode(stored.data, blocks, parameters, task, dtype)
     out = np.empty(blocks.shape, _xp.dtype(xp, dtype))
-    for where, blocks_at in pieces(blocks, PIECE, 8):
+    for blocks_at, parts in pieces(blocks, PIECE, 8):
         here = _at(parameters, blocks_at)
-        for at, part in _parts(where, blocks_at, blocks):
+        for at, part in parts:
             out[at] = _decode(stored.data[task.data_where(at)], part, here, task, dtype)
     return out
 

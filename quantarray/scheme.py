@@ -61,9 +61,14 @@ class Block:
         if self.flat is not None:
             return f"flat {self.flat}"
         if not self.axes:
-            return "per tensor"
-        names = " x ".join(f"{'whole' if e == -1 else e} of axis {axis}" for axis, e in self.axes)
-        return names if self.others == 1 else f"{names}, whole others"
+            return "per tensor" if self.others == -1 else "per element"
+        axes, extents = zip(*self.axes, strict=True)
+        where = ", ".join(map(str, axes))
+        if self.others == -1 and set(extents) == {1}:
+            return f"per channel of axis {where}"
+        sizes = " x ".join("whole" if extent == -1 else str(extent) for extent in extents)
+        others = "" if self.others == 1 else ", other axes whole"
+        return f"blocks of {sizes} along axis {where}{others}"
 
 
 @dataclass(frozen=True)
@@ -183,7 +188,7 @@ def _parse(expected: Any, value: Any, where: str) -> Any:
         return tuple(_parse(t, v, f"{where}[{i}]") for i, (t, v) in enumerate(zip(types_, value, strict=True)))
     if dataclasses.is_dataclass(expected):
         return _parse_dataclass(typing.cast(type, expected), value, where)
-    if expected is float and type(value) is int:
+    if expected is float and type(value) is int and abs(value) < 1 << 53:
         value = float(value)
     if type(value) is not expected:
         raise QuantArrayError(f"{where}: {value!r:.80}: expected {expected.__name__}")
