@@ -16,7 +16,7 @@ from typing import Any
 import array_api_compat
 import numpy as np
 
-from quantarray.errors import QuantArrayError
+from quantarray.errors import QuantArrayError, short
 from quantarray.formats import DTYPES
 
 Array = Any
@@ -31,6 +31,22 @@ BACKENDS = {
     "dask": ("array_api_compat.dask.array", "dask"),
     "cupy": ("array_api_compat.cupy", "cupy"),
 }
+_NUMPY, _TORCH, _JAX = (BACKENDS[name][0] for name in ("numpy", "torch", "jax"))
+# NumPy computes .name anew at every look.
+_DTYPE_NAMES = {
+    np.dtype(name): name
+    for name in (
+        "float16",
+        "float32",
+        "float64",
+        "int8",
+        "uint8",
+        "int16",
+        "uint16",
+        "int32",
+        "int64",
+    )
+}
 _NAMES = {namespace: name for name, (namespace, _) in BACKENDS.items()}
 
 
@@ -42,7 +58,7 @@ def backend(xp: Namespace) -> str:
 
 def namespace(x: Array) -> Namespace:
     """Find the array-API namespace of one array; a TypeError means `x` is no array."""
-    # torch first and by hand: array_namespace caches with lru_cache, which makes torch.compile warn.
+    # By hand: array_namespace caches with lru_cache, of which torch.compile warns.
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(x, torch.Tensor):
         import array_api_compat.torch as torch_namespace
@@ -57,19 +73,26 @@ def as_array(operation: str, x: Array) -> tuple[Array, Namespace]:
         xp = namespace(x)
     except TypeError:
         raise QuantArrayError(
-            f"{operation}: x is a {type(x).__name__}: expected an array (NumPy, JAX, CuPy, torch, Dask, ...)"
+            f"{operation}: x is a {type(x).__name__}: "
+            "expected an array (NumPy, JAX, CuPy, torch, Dask, ...)"
         ) from None
     if isinstance(x, np.generic):
         x = np.asarray(x)
     if type(x) is not np.ndarray and isinstance(x, np.ndarray):
         if isinstance(x, np.ma.MaskedArray):
-            raise QuantArrayError(f"{operation}: x is a masked array, and masks have no codes: fill it first")
+            raise QuantArrayError(
+                f"{operation}: x is a masked array, and masks have no codes: fill it first"
+            )
         x = np.asarray(x)
+    if isinstance(x, np.ndarray) and not x.dtype.isnative:
+        x = x.astype(x.dtype.newbyteorder("="))
     name = dtype_name(x.dtype)
     if name not in DTYPES:
         raise QuantArrayError(f"{operation}: x has dtype {name}: expected {', '.join(DTYPES)}")
     if any(size is None or size != size for size in x.shape):
-        raise QuantArrayError(f"{operation}: x has shape {x.shape}: expected known sizes (compute_chunk_sizes())")
+        raise QuantArrayError(
+            f"{operation}: x has shape {x.shape}: expected known sizes (compute_chunk_sizes())"
+        )
     if getattr(x, "layout", None) is not None and str(x.layout) != "torch.strided":
         raise QuantArrayError(f"{operation}: x has layout {x.layout}: expected a dense tensor")
     return x, xp
@@ -101,6 +124,8 @@ def has_int64(xp: Namespace) -> bool:
 
 def dtype_name(dtype: Any) -> str:
     """Name a dtype the way every library spells it ("float32", "bfloat16", "uint8")."""
+    if isinstance(dtype, np.dtype) and dtype in _DTYPE_NAMES:
+        return _DTYPE_NAMES[dtype]
     # NumPy's str() would show byte order; torch and array-api-strict have no .name.
     name: str = getattr(dtype, "name", None) or str(dtype).rpartition(".")[2]
     return name
@@ -111,6 +136,12 @@ def dtype(xp: Namespace, name: str) -> Any:
     if backend(xp) in ("numpy", "jax", "dask", "cupy"):
         if name == "bfloat16":
             return np.dtype(_ml_dtypes().bfloat16)
+        if (
+            name == "float64"
+            and xp.__name__ == _JAX
+            and not sys.modules["jax"].config.jax_enable_x64
+        ):
+            raise QuantArrayError("dtype float64: JAX has it only with jax_enable_x64")
         return np.dtype(name)
     found = getattr(xp, name, None)
     if found is None:
@@ -122,12 +153,14 @@ def _ml_dtypes() -> Any:
     try:
         return importlib.import_module("ml_dtypes")
     except ImportError:
-        raise QuantArrayError("dtype bfloat16: NumPy has none without ml_dtypes: install quantarray[io]") from None
+        raise QuantArrayError(
+            "dtype bfloat16: NumPy has none without ml_dtypes: install quantarray[io]"
+        ) from None
 
 
 def divide(a: Array, b: Array | float, xp: Namespace) -> Array:
     """Divide as IEEE 754 does."""
-    if backend(xp) == "jax":
+    if xp.__name__ == _JAX:
         # XLA's CPU compiler turns division by a broadcast or constant into multiplication by its
         # reciprocal, which differs in the last bit; it cannot see through this select.
         b = xp.where(a == a, b, 1)
@@ -137,7 +170,7 @@ def divide(a: Array, b: Array | float, xp: Namespace) -> Array:
 def multiply(a: Array, b: Array, xp: Namespace) -> Array:
     """Multiply and round, before anything is added to the product."""
     product = a * b
-    if backend(xp) == "jax":
+    if xp.__name__ == _JAX:
         # jax.jit contracts a * b + c to one rounding; it cannot see through this select.
         product = xp.where(a == a, product, xp.nan)
     return product
@@ -145,12 +178,11 @@ def multiply(a: Array, b: Array, xp: Namespace) -> Array:
 
 def clip(x: Array, low: float, high: float, xp: Namespace) -> Array:
     """Clip to Python numbers; NaN stays NaN."""
-    name = backend(xp)
     # compat's clip takes array bounds too, at several times the cost of the call on small arrays,
     # and its promotion of scalars for torch does not compile in one graph.
-    if name == "numpy":
-        return np.clip(x, low, high)
-    if name == "torch":
+    if xp.__name__ == _NUMPY:
+        return x.clip(low, high)
+    if xp.__name__ == _TORCH:
         return sys.modules["torch"].clamp(x, low, high)
     return xp.clip(x, low, high)
 
@@ -162,7 +194,7 @@ def flush(x: Array, smallest_normal: float, xp: Namespace) -> Array:
 
 def where(condition: Array, x: Array, y: Array | float, xp: Namespace) -> Array:
     """Select `x` or `y`, a Python number or an array of x's dtype."""
-    if backend(xp) == "torch":  # for the same reason as in clip
+    if xp.__name__ == _TORCH:  # for the same reason as in clip
         return sys.modules["torch"].where(condition, x, y)
     return xp.where(condition, x, y)
 
@@ -181,6 +213,8 @@ def to_numpy(x: Array) -> np.ndarray[Any, Any]:
         return host.numpy()  # type: ignore[no-any-return]
     if name == "dask":
         return to_numpy(x.compute())
+    if name == "array_api_strict":  # it refuses to hand over arrays of its other devices
+        return np.asarray(x.to_device(xp.Device("CPU_DEVICE")))
     if name == "cupy":
         return x.get()  # type: ignore[no-any-return]
     return np.asarray(x)
@@ -234,9 +268,11 @@ def installed() -> tuple[str, ...]:
 def load(name: str) -> Namespace:
     """Import a backend's namespace."""
     if name not in BACKENDS:
-        raise QuantArrayError(f"backend: {name!r:.80} is not known; known: {', '.join(BACKENDS)}")
+        raise QuantArrayError(f"backend: {short(name)} is not known; known: {', '.join(BACKENDS)}")
     if name not in installed():
-        raise QuantArrayError(f"backend: {name} is not installed; installed: {', '.join(installed())}")
+        raise QuantArrayError(
+            f"backend: {name} is not installed; installed: {', '.join(installed())}"
+        )
     return importlib.import_module(BACKENDS[name][0])
 
 

@@ -8,8 +8,8 @@ from typing import Any, Self
 
 from quantarray import _xp, codec, packing, pipeline
 from quantarray._xp import Array, Namespace
-from quantarray.blocks import Blocks, resolve
-from quantarray.errors import QuantArrayError
+from quantarray.blocks import Blocks, resolve, work_shape
+from quantarray.errors import QuantArrayError, short
 from quantarray.formats import DTYPES
 from quantarray.pipeline import Result, Task
 from quantarray.scheme import Block, Scheme
@@ -87,7 +87,8 @@ class QuantizedArray:
     def nbytes(self) -> int:
         """Bytes of all stored arrays."""
         return sum(
-            math.prod(part.shape) * _xp.itemsize(_xp.dtype_name(part.dtype)) for part in self.parts().values()
+            math.prod(part.shape) * _xp.itemsize(_xp.dtype_name(part.dtype))
+            for part in self.parts().values()
         )
 
     @property
@@ -102,7 +103,7 @@ class QuantizedArray:
 
     @property
     def codes(self) -> Array:
-        """The unpacked codes, in the logical shape: int8 for signed integers, uint8 for the rest."""
+        """The unpacked codes, in the logical shape: int8 for signed integers, otherwise uint8."""
         xp = self._namespace
         task = self._task(xp)
         return xp.reshape(pipeline.unpack(self.data, task.blocks.shape[-1], task), self.shape)
@@ -158,10 +159,10 @@ class QuantizedArray:
         parts = {name: getattr(self, name) for name in PARTS}
         return {name: part for name, part in parts.items() if part is not None}
 
-    @classmethod
+    @staticmethod
     def from_parts(
-        cls, parts: Mapping[str, Array], scheme: Scheme, shape: tuple[int, ...], dtype_name: str
-    ) -> Self:
+        parts: Mapping[str, Array], scheme: Scheme, shape: tuple[int, ...], dtype_name: str
+    ) -> "QuantizedArray":
         """Build from stored arrays, as `parts` gives them.
 
         Parameters
@@ -185,13 +186,16 @@ class QuantizedArray:
             If a part is missing, not expected, or not of its shape and dtype.
         """
         specs = part_specs(scheme, shape, dtype_name)
-        for name in {*specs, *parts}:
-            found = (tuple(parts[name].shape), _xp.dtype_name(parts[name].dtype)) if name in parts else None
-            if found != specs.get(name):
-                raise QuantArrayError(f"QuantizedArray: part {name!r}: {found}: expected {specs.get(name)}")
-        return make(Result(parts["data"], parts["scale"], parts.get("zero_point")), scheme, shape, dtype_name, cls)
+        found = {k: (tuple(part.shape), _xp.dtype_name(part.dtype)) for k, part in parts.items()}
+        for k in {**specs, **found}:
+            if found.get(k) != specs.get(k):
+                raise QuantArrayError(
+                    f"QuantizedArray: part {k!r}: {found.get(k)}: expected {specs.get(k)}"
+                )
+        stored = Result(parts["data"], parts["scale"], parts.get("zero_point"))
+        return make(stored, scheme, shape, dtype_name)
 
-    def __getitem__(self, key: Any) -> Self:
+    def __getitem__(self, key: Any) -> "QuantizedArray":
         """Index along leading axes with integers and slices, where blocks allow.
 
         Parameters
@@ -216,7 +220,7 @@ class QuantizedArray:
             raise QuantArrayError("len: a 0-d QuantizedArray has no length")
         return self.shape[0]
 
-    def __iter__(self) -> Iterator[Self]:
+    def __iter__(self) -> Iterator["QuantizedArray"]:
         return (self[i] for i in range(len(self)))
 
     def __repr__(self) -> str:
@@ -228,15 +232,10 @@ class QuantizedArray:
         )
 
 
-def work_shape(block: Block, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Give the shape the pipeline works in: raveled for flat blocks, and at least 1-d."""
-    return (math.prod(shape),) if block.flat is not None or not shape else shape
-
-
 def _blocks_of(block: Block, shape: tuple[int, ...], grid: tuple[int, ...]) -> Blocks:
     """Find the blocks from the shapes that are there, which vmap or scan may have changed."""
     if block.flat is not None or not shape:
-        return resolve("dequantize", block, work_shape(block, shape))
+        return resolve("dequantize", block, shape)
     named = {axis + len(shape): extent for axis, extent in block.axes}
     extents = [
         1 if count == size else size if count == 1 else named.get(axis, size)
@@ -250,14 +249,13 @@ def make(
     scheme: Scheme,
     shape: tuple[int, ...],
     dtype_name: str,
-    cls: type[QuantizedArray] = QuantizedArray,
-) -> Any:
+) -> QuantizedArray:
     """Build the container from what the pipeline gives; the scheme's axes count from the end."""
     tail: tuple[int, ...] = ()
     if scheme.element.bits < 8:
         tail = shape if scheme.block.flat is not None else shape[-1:]
-    _xp.register_pytree(cls, PARTS, ("scheme", "tail", "dtype_name"))
-    return cls(stored.data, stored.scale, stored.zero_point, scheme, tail, dtype_name)
+    _xp.register_pytree(QuantizedArray, PARTS, ("scheme", "tail", "dtype_name"))
+    return QuantizedArray(stored.data, stored.scale, stored.zero_point, scheme, tail, dtype_name)
 
 
 def part_specs(
@@ -285,11 +283,16 @@ def part_specs(
         If the scheme does not fit the shape, or the dtype is not floating.
     """
     if dtype_name not in DTYPES:
-        raise QuantArrayError(f"QuantizedArray: dtype {dtype_name!r:.80}: expected {', '.join(DTYPES)}")
+        raise QuantArrayError(
+            f"QuantizedArray: dtype {short(dtype_name)}: expected {', '.join(DTYPES)}"
+        )
     element = scheme.element
     work = work_shape(scheme.block, shape)
     grid = resolve("QuantizedArray", scheme.block, shape).grid
-    data = shape if element.bits >= 8 else (*work[:-1], packing.packed_length(work[-1], element.bits))
+    grid = grid if shape or scheme.block.flat is not None else ()
+    data = (
+        shape if element.bits >= 8 else (*work[:-1], packing.packed_length(work[-1], element.bits))
+    )
     specs = {
         "data": (data, codec.code_dtype(element) if element.bits >= 8 else "uint8"),
         "scale": (grid, codec.arithmetic(dtype_name)),
@@ -299,7 +302,7 @@ def part_specs(
     return specs
 
 
-def index(q: QuantizedArray, key: Any) -> Any:
+def index(q: QuantizedArray, key: Any) -> QuantizedArray:
     """Index a quantized array; see `QuantizedArray.__getitem__`."""
     keys = key if isinstance(key, tuple) else (key,)
     keys = keys[:-1] if keys and keys[-1] is ... else keys
@@ -309,13 +312,19 @@ def index(q: QuantizedArray, key: Any) -> Any:
     if len(keys) > len(shape):
         raise QuantArrayError(f"index: {len(keys)} indices for shape {shape}")
     if len(keys) == len(shape) and q.scheme.element.bits < 8 and keys:
-        raise QuantArrayError(f"index: the last axis of shape {shape} is packed: index the axes before it")
+        raise QuantArrayError(
+            f"index: the last axis of shape {shape} is packed: index the axes before it"
+        )
     extents = q.blocks.extents
     chosen = [_choose(k, axis, shape[axis], extents[axis]) for axis, k in enumerate(keys)]
     dropped = [axis for axis, k in enumerate(keys) if not isinstance(k, slice)]
     data = _take(q.data, [data for data, _ in chosen], dropped)
     scale = _take(q.scale, [blocks for _, blocks in chosen], dropped)
-    zero = None if q.zero_point is None else _take(q.zero_point, [blocks for _, blocks in chosen], dropped)
+    zero = (
+        None
+        if q.zero_point is None
+        else _take(q.zero_point, [blocks for _, blocks in chosen], dropped)
+    )
     scheme = replace(q.scheme, block=_without(q.scheme.block, dropped, len(shape)))
     return replace(q, data=data, scale=scale, zero_point=zero, scheme=scheme)
 
@@ -333,13 +342,17 @@ def _choose(key: Any, axis: int, size: int, extent: int) -> tuple[slice, slice]:
             return slice(start, stop, step), slice(0, 1 if start < stop else 0)
         if step == 1 and start % extent == 0 and (stop % extent == 0 or stop == size):
             return slice(start, stop), slice(start // extent, -(-stop // extent))
-        raise QuantArrayError(f"index: {key} of axis {axis} cuts blocks of {extent}: expected multiples of {extent}")
+        raise QuantArrayError(
+            f"index: {key} of axis {axis} cuts blocks of {extent}: expected multiples of {extent}"
+        )
     try:
         if isinstance(key, bool):
             raise TypeError
         i = operator.index(key)
     except TypeError:
-        raise QuantArrayError(f"index: {key!r:.80}: expected integers and slices of leading axes") from None
+        raise QuantArrayError(
+            f"index: {short(key)}: expected integers and slices of leading axes"
+        ) from None
     if not -size <= i < size:
         raise QuantArrayError(f"index: {i} of axis {axis}: the axis has {size} elements")
     i %= size

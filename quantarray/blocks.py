@@ -7,7 +7,7 @@ last block has the range of its own elements.
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from quantarray._xp import Array, Namespace
 from quantarray.errors import QuantArrayError
@@ -22,52 +22,61 @@ class Blocks:
 
     shape: tuple[int, ...]
     extents: tuple[int, ...]
+    # How many blocks there are along each axis: the shape of the scales.
+    grid: tuple[int, ...] = field(init=False)
+    # The shape padded to whole blocks; the view's shape, with the scales' shape in it, and the
+    # axes of the view that a block spans.
+    padded: tuple[int, ...] = field(init=False)
+    view: tuple[int, ...] = field(init=False)
+    spread_view: tuple[int, ...] = field(init=False)
+    axes: tuple[int, ...] = field(init=False)
 
-    @property
-    def grid(self) -> tuple[int, ...]:
-        """How many blocks there are along each axis: the shape of the scales."""
-        return tuple(-(-size // extent) for size, extent in zip(self.shape, self.extents, strict=True))
-
-    @property
-    def axes(self) -> tuple[int, ...]:
-        """The axes of the view that a block spans."""
-        return tuple(axis for axis, (_, spans) in enumerate(self._view()) if spans)
-
-    def _view(self) -> list[tuple[int, bool]]:
-        """Give each axis of the view: its size, and whether a block spans it."""
-        axes: list[tuple[int, bool]] = []
-        for count, extent in zip(self.grid, self.extents, strict=True):
-            if extent == 1:
-                axes.append((count, False))
-            elif count == 1:
-                axes.append((extent, True))
-            else:
-                axes += [(count, False), (extent, True)]
-        return axes
+    def __post_init__(self) -> None:
+        grid = tuple([-(-size // e) for size, e in zip(self.shape, self.extents, strict=True)])
+        view: list[int] = []
+        axes: list[int] = []
+        for count, extent in zip(grid, self.extents, strict=True):
+            if extent == 1 or count != 1:
+                view.append(count)
+            if extent != 1:
+                axes.append(len(view))
+                view.append(extent)
+        spread = [1 if axis in axes else size for axis, size in enumerate(view)]
+        padded = tuple([count * e for count, e in zip(grid, self.extents, strict=True)])
+        object.__setattr__(self, "grid", grid)
+        object.__setattr__(self, "padded", padded)
+        object.__setattr__(self, "view", tuple(view))
+        object.__setattr__(self, "spread_view", tuple(spread))
+        object.__setattr__(self, "axes", tuple(axes))
 
     def split(self, x: Array, xp: Namespace) -> Array:
         """View an array of this shape by blocks, padding what is ragged."""
-        for axis, (size, count, extent) in enumerate(zip(self.shape, self.grid, self.extents, strict=True)):
-            if size < count * extent:
-                x = xp.concat([x, _repeat_last(x, axis, count * extent - size, xp)], axis=axis)
-        view = tuple(size for size, _ in self._view())
-        return x if x.shape == view else xp.reshape(x, view)
+        if self.padded != self.shape:
+            for axis, (size, wanted) in enumerate(zip(self.shape, self.padded, strict=True)):
+                if size < wanted:
+                    x = xp.concat([x, _repeat_last(x, axis, wanted - size, xp)], axis=axis)
+        return x if x.shape == self.view else xp.reshape(x, self.view)
 
     def spread(self, per_block: Array, xp: Namespace) -> Array:
         """View an array of one entry per block so that it broadcasts with a split array."""
-        view = tuple(1 if spans else size for size, spans in self._view())
-        return per_block if per_block.shape == view else xp.reshape(per_block, view)
+        return (
+            per_block if self.grid == self.spread_view else xp.reshape(per_block, self.spread_view)
+        )
 
     def merge(self, view: Array, xp: Namespace) -> Array:
         """Undo `split`."""
-        padded = tuple(count * extent for count, extent in zip(self.grid, self.extents, strict=True))
-        x = view if view.shape == padded else xp.reshape(view, padded)
-        return x if padded == self.shape else x[tuple(slice(size) for size in self.shape)]
+        x = view if self.view == self.padded else xp.reshape(view, self.padded)
+        return x if self.padded == self.shape else x[tuple(slice(size) for size in self.shape)]
 
 
 def _repeat_last(x: Array, axis: int, count: int, xp: Namespace) -> Array:
     last = x[(*(slice(None),) * axis, slice(-1, None), ...)]
     return xp.broadcast_to(last, (*x.shape[:axis], count, *x.shape[axis + 1 :]))
+
+
+def work_shape(block: Block, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Give the shape the pipeline works in: raveled for flat blocks, and at least 1-d."""
+    return (math.prod(shape),) if block.flat is not None or not shape else shape
 
 
 def resolve(operation: str, block: Block, shape: tuple[int, ...]) -> Blocks:
@@ -80,12 +89,12 @@ def resolve(operation: str, block: Block, shape: tuple[int, ...]) -> Blocks:
     block : Block
         What the scheme says.
     shape : tuple of int
-        The array's shape; its size where `block` is flat, since those blocks lie in the raveled array.
+        The array's shape.
 
     Returns
     -------
     Blocks
-        With every extent at most the axis' length.
+        Of `work_shape`, with every extent at most the axis' length.
 
     Raises
     ------
@@ -93,12 +102,13 @@ def resolve(operation: str, block: Block, shape: tuple[int, ...]) -> Blocks:
         If `block` names an axis that the array does not have.
     """
     if block.flat is not None:
-        shape = (math.prod(shape),)
-        return Blocks(shape, (max(1, min(block.flat, *shape)),))
+        size = math.prod(shape)
+        return Blocks((size,), (max(1, min(block.flat, size)),))
     extents = [1 if block.others == 1 else -1] * len(shape)
     for axis, extent in block.axes:
         extents[_normal_axis(operation, axis, shape)] = extent
-    return Blocks(shape, tuple(_clamp(e, size) for e, size in zip(extents, shape, strict=True)))
+    clamped = tuple(_clamp(e, size) for e, size in zip(extents, shape, strict=True))
+    return Blocks(shape, clamped) if shape else Blocks((1,), (1,))
 
 
 def _clamp(extent: int, size: int) -> int:
@@ -116,7 +126,9 @@ def _normal_axis(operation: str, axis: int, shape: tuple[int, ...]) -> int:
 
 def from_end(operation: str, block: Block, shape: tuple[int, ...]) -> Block:
     """Rewrite a block so that its axes count from the end of an array of this shape."""
-    axes = tuple((_normal_axis(operation, axis, shape) - len(shape), extent) for axis, extent in block.axes)
+    axes = tuple(
+        (_normal_axis(operation, axis, shape) - len(shape), extent) for axis, extent in block.axes
+    )
     return block if axes == block.axes else Block(axes, block.others, block.flat)
 
 
@@ -155,7 +167,10 @@ def pieces(blocks: Blocks, limit: int, multiple: int = 1) -> Iterator[tuple[Slic
         elements = Blocks(shape, (1,) * len(shape))
         parts = []
         for inner, _ in _cut(elements, _steps(elements, limit, multiple)):
-            at = tuple(slice(s.start + i.start, s.start + i.stop) for s, i in zip(where, inner, strict=True))
+            at = tuple(
+                slice(s.start + i.start, s.start + i.stop)
+                for s, i in zip(where, inner, strict=True)
+            )
             size = tuple(i.stop - i.start for i in inner)
             parts.append((at, Blocks(size, size)))
         yield grid, parts

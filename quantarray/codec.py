@@ -5,8 +5,8 @@ from typing import Any, Literal
 from quantarray import _xp, counter
 from quantarray._xp import Array, Namespace
 from quantarray.blocks import whole
-from quantarray.errors import QuantArrayError
-from quantarray.formats import DTYPES, Integer, NumberFormat, number_format
+from quantarray.errors import QuantArrayError, choice, integer, short
+from quantarray.formats import DTYPES, SMALLEST_NORMAL, Integer, NumberFormat, number_format
 
 Mode = Literal["half_even", "half_away", "toward_zero", "stochastic"]
 MODES: tuple[Mode, ...] = ("half_even", "half_away", "toward_zero", "stochastic")
@@ -14,7 +14,7 @@ NONFINITE = ("raise", "propagate", "saturate")
 
 
 def code_dtype(element: NumberFormat) -> str:
-    """Name the dtype that holds unpacked codes: signed for signed integers, unsigned for the rest."""
+    """Name the dtype of unpacked codes: signed for signed integers, unsigned for the rest."""
     signed = isinstance(element, Integer) and element.signed
     return f"{'' if signed else 'u'}int{8 if element.bits <= 8 else 16}"
 
@@ -51,7 +51,7 @@ def round_to_integer(x: Array, mode: Mode, noise: Array | None, xp: Namespace) -
         # Adding 0.5 first would round the number just below a half up.
         magnitude = _xp.where(xp.abs(x) - floor >= 0.5, floor + 1, floor, xp)
         return xp.copysign(magnitude, x)
-    x = _xp.flush(x, DTYPES[_xp.dtype_name(x.dtype)].smallest_normal, xp)
+    x = _xp.flush(x, SMALLEST_NORMAL[_xp.dtype_name(x.dtype)], xp)
     floor = xp.floor(x)
     return _xp.where(noise < x - floor, floor + 1, floor, xp)
 
@@ -61,27 +61,18 @@ def to_codes(x: Array, element: Integer, xp: Namespace) -> Array:
     return xp.astype(_xp.clip(x, element.min, element.max, xp), _xp.dtype(xp, code_dtype(element)))
 
 
-def check_key(operation: str, mode: str, key: Any) -> None:
+def check_key(operation: str, mode: str, key: Any) -> int | None:
     """Refuse a key that stochastic rounding cannot use, or that nothing would use."""
-    if mode != "stochastic" and key is None:
-        return
-    if mode != "stochastic":
-        raise QuantArrayError(f"{operation}: key={key!r:.80}: rounding {mode!r} takes no key")
-    if not isinstance(key, int) or isinstance(key, bool) or not 0 <= key < 2**64:
-        raise QuantArrayError(
-            f"{operation}: key={key!r:.80}: stochastic rounding needs an integer key, 0 to 2**64 - 1"
-        )
-
-
-def check_choice(operation: str, argument: str, value: Any, choices: tuple[str, ...]) -> None:
-    """Refuse a value that is not one of the choices."""
-    if not isinstance(value, str) or value not in choices:
-        raise QuantArrayError(f"{operation}: {argument}={value!r:.80}: expected one of {', '.join(choices)}")
+    if mode == "stochastic":
+        return integer(operation, "key", key, 0, 2**64 - 1)
+    if key is not None:
+        raise QuantArrayError(f"{operation}: key={short(key)}: rounding {mode!r} takes no key")
+    return None
 
 
 def encode(
     x: Array,
-    format: str | NumberFormat,  # noqa: A002  (the contract's name)
+    format: str | NumberFormat,
     *,
     rounding: Mode = "half_even",
     nonfinite: str = "saturate",
@@ -114,9 +105,9 @@ def encode(
     """
     x, xp = _xp.as_array("encode", x)
     element = _integer_format("encode", format)
-    check_choice("encode", "rounding", rounding, MODES)
-    check_choice("encode", "nonfinite", nonfinite, ("saturate", "raise"))
-    check_key("encode", rounding, key)
+    choice("encode", "rounding", rounding, MODES)
+    choice("encode", "nonfinite", nonfinite, ("saturate", "raise"))
+    key = check_key("encode", rounding, key)
     if nonfinite == "raise" and _xp.is_concrete(x, xp):
         check_finite("encode", x, xp)
     x = xp.astype(x, _xp.dtype(xp, arithmetic(_xp.dtype_name(x.dtype))), copy=False)
@@ -125,7 +116,7 @@ def encode(
     return to_codes(round_to_integer(x, rounding, noise, xp), element, xp)
 
 
-def decode(codes: Array, format: str | NumberFormat, dtype: Any = None) -> Array:  # noqa: A002
+def decode(codes: Array, format: str | NumberFormat, dtype: Any = None) -> Array:
     """Give the values of the codes of a number format, without a scale.
 
     Parameters
@@ -157,7 +148,9 @@ def check_codes(operation: str, codes: Array, element: Integer) -> Namespace:
         xp = _xp.namespace(codes)
         name = _xp.dtype_name(codes.dtype)
     except (TypeError, AttributeError):
-        raise QuantArrayError(f"{operation}: codes is a {type(codes).__name__}: expected an array") from None
+        raise QuantArrayError(
+            f"{operation}: codes is a {type(codes).__name__}: expected an array"
+        ) from None
     if not name.startswith(("int", "uint")):
         raise QuantArrayError(f"{operation}: codes has dtype {name}: expected integers")
     if _xp.is_concrete(codes, xp) and 0 not in codes.shape:
@@ -173,7 +166,7 @@ def float_dtype(operation: str, dtype: Any, xp: Namespace) -> Any:
     """Give a namespace's floating dtype, asked for by name or as any library's dtype."""
     name = dtype if isinstance(dtype, str) else _name_of(dtype)
     if name not in DTYPES:
-        raise QuantArrayError(f"{operation}: dtype={dtype!r:.80}: expected {', '.join(DTYPES)}")
+        raise QuantArrayError(f"{operation}: dtype={short(dtype)}: expected {', '.join(DTYPES)}")
     return _xp.dtype(xp, name)
 
 
@@ -188,7 +181,8 @@ def check_finite(operation: str, x: Array, xp: Namespace) -> None:
     if bad.any():
         first = tuple(map(int, next(zip(*bad.nonzero(), strict=True)))) if bad.ndim else ()
         raise QuantArrayError(
-            f"{operation}: x has {int(bad.sum())} NaN or Inf of {bad.size} elements, the first at {first}: "
+            f"{operation}: x has {int(bad.sum())} NaN or Inf of {bad.size} elements, "
+            f"the first at {first}: "
             "expected finite values, or nonfinite='propagate' or 'saturate'"
         )
 
@@ -196,5 +190,5 @@ def check_finite(operation: str, x: Array, xp: Namespace) -> None:
 def _integer_format(operation: str, format_: str | NumberFormat) -> Integer:
     element = number_format(format_) if isinstance(format_, str) else format_
     if not isinstance(element, Integer):
-        raise QuantArrayError(f"{operation}: format={format_!r:.80}: expected an integer format")
+        raise QuantArrayError(f"{operation}: format={short(format_)}: expected an integer format")
     return element

@@ -66,19 +66,27 @@ def uniform(key: int, shape: tuple[int, ...], where: Slices, x: Array, xp: Names
     """
     if _xp.is_compiling():
         # Inlining the rounds takes torch's compiler time exponential in their number.
-        raise QuantArrayError("stochastic rounding: torch.compile cannot compile it: quantize outside")
+        raise QuantArrayError(
+            "stochastic rounding: torch.compile cannot compile it: quantize outside"
+        )
     low, high = _counters(shape, where, x, xp)
     bits, _ = threefry(key, low, high)
     return xp.reshape(xp.astype((bits >> 8) & 0xFFFFFF, x.dtype) * 2.0**-24, x.shape)
 
 
-def _counters(shape: tuple[int, ...], where: Slices, x: Array, xp: Namespace) -> tuple[Array, Array]:
+def _counters(
+    shape: tuple[int, ...], where: Slices, x: Array, xp: Namespace
+) -> tuple[Array, Array]:
     size = math.prod(shape)
     wide = size > 2**31
     if wide and not _xp.has_int64(xp):
-        raise QuantArrayError(f"stochastic rounding: x has {size} elements: beyond 2**31, JAX needs jax_enable_x64")
+        raise QuantArrayError(
+            f"stochastic rounding: x has {size} elements: beyond 2**31, JAX needs jax_enable_x64"
+        )
     dtype = xp.int64 if wide else xp.int32
-    index = xp.zeros((1,), dtype=dtype, device=_xp.device(x))  # 1-d: NumPy warns of scalars that wrap
+    index = xp.zeros(
+        (1,), dtype=dtype, device=_xp.device(x)
+    )  # 1-d: NumPy warns of scalars that wrap
     for axis, length in enumerate(shape):
         along = xp.arange(where[axis].start, where[axis].stop, dtype=dtype, device=_xp.device(x))
         index = index[..., None] * length + along

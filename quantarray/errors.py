@@ -1,4 +1,8 @@
-"""The one exception type of quantarray."""
+"""The one exception type of quantarray, and the argument checks that raise it."""
+
+import operator
+import reprlib
+from typing import Any
 
 
 class QuantArrayError(ValueError):
@@ -6,3 +10,32 @@ class QuantArrayError(ValueError):
 
     The message names the operation, the argument, its value or shape, and what would be right.
     """
+
+
+def short(value: Any) -> str:
+    """Describe a value in a few words, whatever its size and depth: it may be hostile."""
+    try:
+        text = reprlib.repr(value)
+    except Exception:  # a __repr__ may raise anything, as that of an integer of 5000 digits does
+        text = f"<{type(value).__name__}>"
+    return text if len(text) <= 120 else f"{text[:117]}..."
+
+
+def choice(operation: str, argument: str, value: Any, choices: tuple[str, ...]) -> None:
+    """Refuse a value that is not one of the choices."""
+    if not isinstance(value, str) or value not in choices:
+        expected = ", ".join(map(repr, choices))
+        raise QuantArrayError(f"{operation}: {argument}={short(value)}: expected one of {expected}")
+
+
+def integer(operation: str, argument: str, value: Any, low: int, high: int) -> int:
+    """Give an integer of any kind but bool as an int, refusing what is not in low..high."""
+    try:
+        number = None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        number = None
+    if number is None or not low <= number <= high:
+        raise QuantArrayError(
+            f"{operation}: {argument}={short(value)}: expected an integer, {low} to {high}"
+        )
+    return number

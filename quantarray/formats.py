@@ -4,10 +4,11 @@ A number format is one of three kinds, all frozen and hashable. The element of a
 format its scale is stored in are the same type.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
-from quantarray.errors import QuantArrayError
+from quantarray.errors import QuantArrayError, choice, integer, short
 
 
 @dataclass(frozen=True)
@@ -16,14 +17,15 @@ class Integer:
 
     bits: int
     signed: bool = True
-    # Narrow leaves the lowest signed code unused, so that the range is symmetric: int8 is -127..127.
+    # The lowest signed code is not used, so that the range is symmetric: int8 is -127..127.
     narrow: bool = False
 
     def __post_init__(self) -> None:
-        if not 1 <= self.bits <= 16:
-            raise QuantArrayError(f"Integer: bits={self.bits!r}: expected 1 to 16")
+        integer("Integer", "bits", self.bits, 1, 16)
         if self.narrow and not (self.signed and self.bits > 1):
-            raise QuantArrayError("Integer: narrow=True: only signed integers of 2 bits or more are narrow")
+            raise QuantArrayError(
+                "Integer: narrow=True: only signed integers of 2 bits or more are narrow"
+            )
 
     @property
     def min(self) -> int:
@@ -43,10 +45,16 @@ class Float:
     exponent: int
     mantissa: int
     bias: int
-    # Which codes are not finite numbers. "ieee": the top exponent holds Inf and NaN. "nan": only the
-    # all-ones code (of either sign) is NaN. "nan_zero": only the code of -0 is NaN. "none": no code.
+    # Which codes are not finite numbers. "ieee": the top exponent holds Inf and NaN. "nan": only
+    # the all-ones code (of either sign) is NaN. "nan_zero": only the code of -0 is. "none": none.
     specials: Literal["ieee", "nan", "nan_zero", "none"]
     signed: bool = True
+
+    def __post_init__(self) -> None:
+        integer("Float", "exponent", self.exponent, 1, 11)
+        integer("Float", "mantissa", self.mantissa, 0, 52)
+        integer("Float", "bias", self.bias, 0, 1023)
+        choice("Float", "specials", self.specials, ("ieee", "nan", "nan_zero", "none"))
 
     @property
     def bits(self) -> int:
@@ -71,7 +79,7 @@ class Float:
     @property
     def smallest_normal(self) -> float:
         """The smallest value with the full precision of the mantissa."""
-        return self.magnitude(1 << self.mantissa)
+        return self.magnitude(1 << self.mantissa if self.mantissa else 0)
 
     def magnitude(self, code: int) -> float:
         """Give the value of an unsigned code, as if no code were special.
@@ -99,6 +107,12 @@ class Codebook:
     name: str
     values: tuple[float, ...]
 
+    def __post_init__(self) -> None:
+        if not 2 <= len(self.values) <= 256 or not all(map(math.isfinite, self.values)):
+            raise QuantArrayError(
+                f"Codebook: name={short(self.name)}: values: expected 2 to 256 finite values"
+            )
+
     @property
     def bits(self) -> int:
         """Bits of a code."""
@@ -124,6 +138,8 @@ FLOAT16 = Float(5, 10, 15, "ieee")
 
 # The floating dtypes an array may have, by the name every array library gives them.
 DTYPES = {"float16": FLOAT16, "bfloat16": BFLOAT16, "float32": FLOAT32, "float64": FLOAT64}
+LARGEST = {name: dtype.max for name, dtype in DTYPES.items()}
+SMALLEST_NORMAL = {name: dtype.smallest_normal for name, dtype in DTYPES.items()}
 
 FORMATS: dict[str, NumberFormat] = {
     **{f"int{bits}": Integer(bits) for bits in range(2, 17)},
@@ -160,5 +176,7 @@ def number_format(name: str) -> NumberFormat:
         If there is no such format.
     """
     if name not in FORMATS:
-        raise QuantArrayError(f"number format: {name!r} is not known; known: {', '.join(FORMATS)}")
+        raise QuantArrayError(
+            f"number format: {short(name)} is not known; known: {', '.join(FORMATS)}"
+        )
     return FORMATS[name]

@@ -10,13 +10,22 @@ from quantarray import _xp
 from quantarray._xp import Array
 from quantarray.array import QuantizedArray
 from quantarray.blocks import pieces
-from quantarray.errors import QuantArrayError
+from quantarray.errors import QuantArrayError, short
 from quantarray.pipeline import PIECE
 from quantarray.quantize import quantize
 from quantarray.scheme import Scheme
 from quantarray.tables import table
 
-_COLUMNS = ("scheme", "bits/element", "SQNR dB", "MSE", "RMSE", "max error", "cosine", "worst block")
+_COLUMNS = (
+    "scheme",
+    "bits/element",
+    "SQNR dB",
+    "MSE",
+    "RMSE",
+    "max error",
+    "cosine",
+    "worst block",
+)
 
 
 @dataclass(frozen=True)
@@ -95,7 +104,9 @@ def error(x: Array, q: QuantizedArray) -> ErrorReport:
     if not isinstance(q, QuantizedArray):
         raise QuantArrayError(f"error: q is a {type(q).__name__}: expected a QuantizedArray")
     if tuple(x.shape) != q.shape or not q.size:
-        raise QuantArrayError(f"error: x has shape {tuple(x.shape)}, q {q.shape}: expected the same, not empty")
+        raise QuantArrayError(
+            f"error: x has shape {tuple(x.shape)}, q {q.shape}: expected the same, not empty"
+        )
     original, decoded = (_xp.to_numpy(a).reshape(q.blocks.shape) for a in (x, q.dequantize()))
     noise = signal = power = product = worst = 0.0
     worst_block = (0,) * len(q.blocks.grid)
@@ -149,4 +160,8 @@ def compare(x: Array, schemes: Iterable[str | Scheme]) -> Comparison:
     QuantArrayError
         As `quantize` and `error` do.
     """
+    if isinstance(schemes, str) or not isinstance(schemes, Iterable):
+        raise QuantArrayError(
+            f"compare: schemes={short(schemes)}: expected several, such as ['int8', 'int4']"
+        )
     return Comparison(error(x, quantize(x, scheme)) for scheme in schemes)

@@ -37,6 +37,8 @@ def pack(codes: Array, bits: int, order: Order, xp: Namespace) -> Array:
     array of uint8, shape (..., ceil(n * bits / 8))
     """
     count = codes.shape[-1]
+    if 0 in codes.shape:
+        return _zeros(codes, packed_length(count, bits), xp)
     units, codes_per_unit, bytes_per_unit = _units(count, bits)
     codes = _pad(codes, units * codes_per_unit, xp)
     parts: list[Array | None] = [None] * bytes_per_unit
@@ -65,6 +67,8 @@ def unpack(data: Array, bits: int, order: Order, count: int, xp: Namespace) -> A
     -------
     array of uint8, shape (..., count)
     """
+    if 0 in data.shape:
+        return _zeros(data, count, xp)
     units, codes_per_unit, bytes_per_unit = _units(count, bits)
     data = _pad(data, units * bytes_per_unit, xp)
     parts: list[Array | None] = [None] * codes_per_unit
@@ -72,7 +76,7 @@ def unpack(data: Array, bits: int, order: Order, count: int, xp: Namespace) -> A
         piece = _shift(data[..., byte::bytes_per_unit], -shift)
         part = parts[code]
         parts[code] = piece if part is None else part | piece
-    return _interleave([part & ((1 << bits) - 1) for part in parts], count, xp)
+    return _interleave([part & ((1 << bits) - 1) for part in parts if part is not None], count, xp)
 
 
 def _units(count: int, bits: int) -> tuple[int, int, int]:
@@ -99,8 +103,11 @@ def _pad(x: Array, count: int, xp: Namespace) -> Array:
     missing = count - x.shape[-1]
     if not missing:
         return x
-    zeros = xp.zeros((*x.shape[:-1], missing), dtype=x.dtype, device=_xp.device(x))
-    return xp.concat([x, zeros], axis=-1)
+    return xp.concat([x, _zeros(x, missing, xp)], axis=-1)
+
+
+def _zeros(like: Array, count: int, xp: Namespace) -> Array:
+    return xp.zeros((*like.shape[:-1], count), dtype=like.dtype, device=_xp.device(like))
 
 
 def _interleave(parts: list[Array], count: int, xp: Namespace) -> Array:

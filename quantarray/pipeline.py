@@ -4,6 +4,7 @@ Everything is array-API code on whole arrays. NumPy arrays go through it in piec
 cache, so that no temporary reaches the array's size; the pieces change no bit of the result.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,12 +12,12 @@ import numpy as np
 from quantarray import _xp, codec, counter, packing, scales
 from quantarray._xp import Array, Namespace
 from quantarray.blocks import Blocks, Part, Slices, pieces, whole
-from quantarray.formats import DTYPES, Integer
+from quantarray.formats import LARGEST, SMALLEST_NORMAL, Integer
 from quantarray.scales import Parameters
 from quantarray.scheme import Scheme
 
-# Elements of a piece: its float32 temporaries are 256 KiB each.
-PIECE = 1 << 16
+# Elements of a piece: its float32 temporaries are 1 MiB each.
+PIECE = 1 << 18
 # Beyond every code and zero point.
 BEYOND = float(1 << 20)
 
@@ -97,11 +98,10 @@ def quantize(x: Array, task: Task) -> Result:
     QuantArrayError
         If `x` is concrete, not finite, and the task says "raise".
     """
-    xp = task.xp
-    xp, grid = task.xp, task.blocks.grid
+    grid = task.blocks.grid
     if 0 in x.shape:
         return _empty(x, task)
-    if _xp.backend(xp) != "numpy":
+    if not _in_pieces(task):
         everything = whole(x.shape)
         parameters = _parameters(x, [(everything, task.blocks)], task.given, task)
         data = _encode(x, everything, task.blocks, parameters, task)
@@ -118,6 +118,11 @@ def quantize(x: Array, task: Task) -> Result:
         for at, blocks in parts:
             data[task.data_where(at)] = _encode(x[at], at, blocks, parameters, task)
     return Result(data, scale, _zero_point(Parameters(scale, zero), task))
+
+
+def _in_pieces(task: Task) -> bool:
+    """Tell whether an array is large and its library computes each operation at once."""
+    return _xp.backend(task.xp) == "numpy" and math.prod(task.blocks.shape) > PIECE
 
 
 def _data_dtype(task: Task) -> str:
@@ -146,7 +151,9 @@ def _zero_point(parameters: Parameters, task: Task) -> Array | None:
 
 def _values(x: Array, task: Task) -> Array:
     """Give the values that arithmetic is done on."""
-    return task.xp.astype(x, _xp.dtype(task.xp, task.arithmetic), copy=False)
+    if _xp.dtype_name(x.dtype) == task.arithmetic:
+        return x
+    return task.xp.astype(x, _xp.dtype(task.xp, task.arithmetic))
 
 
 def _parameters(x: Array, parts: list[Part], given: Parameters | None, task: Task) -> Parameters:
@@ -162,20 +169,21 @@ def _parameters(x: Array, parts: list[Part], given: Parameters | None, task: Tas
             values = _xp.where(xp.isfinite(values), values, 0.0, xp)
         ranges.append(scales.measure(values, blocks, xp))
     found = scales.join(ranges, xp)
-    finite = found.finite(xp)
-    if task.nonfinite == "raise" and task.concrete and not bool(xp.all(finite)):
-        codec.check_finite("quantize", x, xp)
+    finite: Array | None = found.finite(xp)
+    if task.nonfinite == "raise" and task.concrete:
+        if not bool(xp.all(finite)):
+            codec.check_finite("quantize", x, xp)
+        finite = None
     if given is None:
-        return scales.derive(found, task.scheme, xp)
-    scale = _xp.where(finite, given.scale, xp.nan, xp)
-    return Parameters(scale, None if given.zero is None else _xp.where(finite, given.zero, 0.0, xp))
+        return scales.derive(found, finite, task.scheme, xp)
+    return scales.poison(given, finite, xp)
 
 
 def _encode(x: Array, at: Slices, blocks: Blocks, parameters: Parameters, task: Task) -> Array:
     """Encode and pack one part, whose place in the whole array is `at`."""
     xp = task.xp
     values = _values(x, task)
-    tiny = DTYPES[task.arithmetic].smallest_normal
+    tiny = SMALLEST_NORMAL[task.arithmetic]
     # A subnormal element can reach half a code only where the scale is this small.
     if not (task.concrete and bool(xp.min(parameters.scale) >= 2 * tiny)):
         values = _xp.flush(values, tiny, xp)
@@ -210,11 +218,12 @@ def store(codes: Array, task: Task) -> Result:
     """
     assert task.given is not None
     codes = task.xp.astype(codes, _xp.dtype(task.xp, codec.code_dtype(task.element)))
-    data = task.xp.zeros(task.data_shape(codes.shape), dtype=task.xp.uint8) if 0 in codes.shape else _pack(codes, task)
-    return Result(data, task.given.scale, _zero_point(task.given, task))
+    return Result(_pack(codes, task), task.given.scale, _zero_point(task.given, task))
 
 
-def _round(view: Array, blocks: Blocks, parameters: Parameters, noise: Array | None, task: Task) -> Array:
+def _round(
+    view: Array, blocks: Blocks, parameters: Parameters, noise: Array | None, task: Task
+) -> Array:
     """Divide by the scale, round, and add the zero point, in the order the scheme says."""
     xp, rounding = task.xp, task.scheme.rounding
     scale = blocks.spread(parameters.scale, xp)
@@ -279,7 +288,7 @@ def dequantize(stored: Result, task: Task, dtype: str) -> Array:
     xp, blocks = task.xp, task.blocks
     zero = None if stored.zero_point is None else _values(stored.zero_point, task)
     parameters = Parameters(stored.scale, zero)
-    if 0 in blocks.shape or _xp.backend(xp) != "numpy":
+    if 0 in blocks.shape or not _in_pieces(task):
         return _decode(stored.data, blocks, parameters, task, dtype)
     out = np.empty(blocks.shape, _xp.dtype(xp, dtype))
     for blocks_at, parts in pieces(blocks, PIECE, 8):
@@ -299,7 +308,7 @@ def _decode(data: Array, blocks: Blocks, parameters: Parameters, task: Task, dty
         view = view - blocks.spread(parameters.zero, xp)
         steps = float(element.max - element.min)
     scale = blocks.spread(parameters.scale, xp)
-    limit = min(DTYPES[task.arithmetic].max, DTYPES[dtype].max)
+    limit = min(LARGEST[task.arithmetic], LARGEST[dtype])
     if task.concrete and bool(xp.max(xp.abs(parameters.scale)) < limit / steps * 0.5):
         values = view * scale
     else:

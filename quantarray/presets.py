@@ -1,10 +1,9 @@
 """The table of named schemes. A new format is a new row."""
 
 import dataclasses
-import operator
 from typing import Any
 
-from quantarray.errors import QuantArrayError
+from quantarray.errors import QuantArrayError, integer, short
 from quantarray.formats import Integer
 from quantarray.scheme import Block, Scale, Scheme
 
@@ -48,10 +47,10 @@ def scheme(name_or_scheme: str | Scheme, **overrides: Any) -> Scheme:
     name_or_scheme : str or Scheme
         A name that `schemes()` lists, or a scheme.
     **overrides
-        ``channel_axis``, ``group_size`` (with ``group_axis``), ``block`` (a tuple with an extent for
-        each of the last axes, or a `Block`) or ``flat`` (elements of the raveled array) say which
-        elements share a scale; ``rounding`` is a mode's name or a `Rounding`; any other field of
-        `Scheme` is replaced by the value given.
+        ``channel_axis``, ``group_size`` (with ``group_axis``), ``block`` (a tuple with an extent
+        for each of the last axes, or a `Block`) or ``flat`` (elements of the raveled array) say
+        which elements share a scale; ``rounding`` is a mode's name or a `Rounding`; any other field
+        of `Scheme` is replaced by the value given.
 
     Returns
     -------
@@ -66,7 +65,11 @@ def scheme(name_or_scheme: str | Scheme, **overrides: Any) -> Scheme:
     base = _find(name_or_scheme)
     if not overrides:
         return base
-    sizes = {k: overrides.pop(k) for k in ("channel_axis", "group_size", "group_axis", "flat") if k in overrides}
+    sizes = {
+        k: overrides.pop(k)
+        for k in ("channel_axis", "group_size", "group_axis", "flat")
+        if k in overrides
+    }
     block = make_block(block=overrides.pop("block", None), **sizes)
     if block is not None:
         overrides["block"] = block
@@ -74,15 +77,19 @@ def scheme(name_or_scheme: str | Scheme, **overrides: Any) -> Scheme:
         overrides["rounding"] = dataclasses.replace(base.rounding, mode=overrides["rounding"])
     unknown = [k for k in overrides if k not in {f.name for f in dataclasses.fields(Scheme)}]
     if unknown:
-        raise QuantArrayError(f"scheme: {unknown[0]} is no choice of a scheme; see help(quantarray.scheme)")
+        raise QuantArrayError(
+            f"scheme: {unknown[0]} is no choice of a scheme; see help(quantarray.scheme)"
+        )
     return dataclasses.replace(base, **overrides)
 
 
-def _find(name_or_scheme: str | Scheme) -> Scheme:
+def _find(name_or_scheme: Any) -> Scheme:
     if isinstance(name_or_scheme, Scheme):
         return name_or_scheme
     if not isinstance(name_or_scheme, str) or name_or_scheme not in PRESETS:
-        raise QuantArrayError(f"scheme: {name_or_scheme!r:.80} is not known; known: {', '.join(PRESETS)}")
+        raise QuantArrayError(
+            f"scheme: {short(name_or_scheme)} is not known; known: {', '.join(PRESETS)}"
+        )
     return PRESETS[name_or_scheme]
 
 
@@ -115,36 +122,27 @@ def make_block(
     """
     choices = {"channel_axis": channel_axis, "group_size": group_size, "block": block, "flat": flat}
     given = [name for name, value in choices.items() if value is not None]
+    if not given and group_axis == -1:
+        return None
     if len(given) > 1:
-        raise QuantArrayError(f"{' and '.join(given)} exclude one another: give one of them")
+        raise QuantArrayError(
+            f"scheme: {' and '.join(given)} exclude one another: give one of them"
+        )
     if group_size is None and group_axis != -1:
-        raise QuantArrayError(f"group_axis={group_axis!r} needs a group_size")
+        raise QuantArrayError(f"scheme: group_axis={short(group_axis)} needs a group_size")
     if channel_axis is not None:
-        return Block.channel(_integer("channel_axis", channel_axis))
+        return Block.channel(integer("scheme", "channel_axis", channel_axis, -64, 63))
     if group_size is not None:
-        return Block.group(_positive("group_size", group_size), _integer("group_axis", group_axis))
+        size = integer("scheme", "group_size", group_size, 1, 1 << 62)
+        return Block.group(size, integer("scheme", "group_axis", group_axis, -64, 63))
     if flat is not None:
-        return Block(flat=_positive("flat", flat))
+        return Block(flat=integer("scheme", "flat", flat, 1, 1 << 62))
     if isinstance(block, tuple | list):
-        return Block.tile(tuple(_integer("block", extent) for extent in block))
-    if block is None or isinstance(block, Block):
+        return Block.tile(
+            tuple(integer("scheme", "block", extent, -1, 1 << 62) for extent in block)
+        )
+    if isinstance(block, Block):
         return block
-    raise QuantArrayError(f"block={block!r:.80}: expected a tuple with an extent for each axis, such as (1, 128)")
-
-
-def _integer(argument: str, value: Any) -> int:
-    try:
-        if isinstance(value, bool):
-            raise TypeError
-        return operator.index(value)
-    except TypeError:
-        raise QuantArrayError(f"{argument}={value!r:.80}: expected an integer") from None
-
-
-def _positive(argument: str, value: Any) -> int:
-    size = _integer(argument, value)
-    if size < 1:
-        raise QuantArrayError(f"{argument}={size}: expected a positive integer")
-    return size
-
-
+    raise QuantArrayError(
+        f"scheme: block={short(block)}: expected an extent for each axis, such as (1, 128)"
+    )

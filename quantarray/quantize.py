@@ -5,11 +5,11 @@ from dataclasses import replace
 from typing import Any
 
 from quantarray import _xp, blocks, codec, pipeline, presets
-from quantarray._xp import Array, Namespace
-from quantarray.array import QuantizedArray, make, work_shape
+from quantarray._xp import Array
+from quantarray.array import QuantizedArray, make
 from quantarray.blocks import Blocks
-from quantarray.errors import QuantArrayError
-from quantarray.formats import DTYPES, Integer
+from quantarray.errors import QuantArrayError, choice, integer, short
+from quantarray.formats import LARGEST, SMALLEST_NORMAL, Integer
 from quantarray.pipeline import Result, Task
 from quantarray.scales import Parameters
 from quantarray.scheme import Scheme
@@ -43,18 +43,19 @@ def quantize(
     group_axis : int
         The last axis by default.
     block : tuple of int, optional
-        Give every tile of this shape its own scale: an extent for each axis, -1 the whole axis. At most one
-        of `channel_axis`, `group_size` and `block` may be given. A last block may be smaller.
+        Give every tile of this shape its own scale: an extent for each axis, -1 the whole axis. At
+        most one of `channel_axis`, `group_size` and `block` may be given. A last block may be
+        smaller.
     scale : float or array, optional
         Use this scale instead of deriving it: one for all, one for each block (the shape of the
         result's `scale`), or 1-d where blocks differ along one axis only.
     zero_point : int or array of integers, optional
         The zero point that belongs to `scale`.
     nonfinite : {"raise", "propagate", "saturate"}
-        "raise": NaN and Inf are refused; where values cannot be looked at (traced or lazy arrays), as
-        "propagate". "propagate": a block that holds any gets a NaN scale and the codes 0, so that it
-        decodes to NaN. "saturate": the scale comes from the finite elements, Inf takes the extreme
-        code, NaN the code of 0. No other block is touched.
+        "raise": NaN and Inf are refused; where values cannot be looked at (traced or lazy arrays),
+        as "propagate". "propagate": a block that holds any gets a NaN scale and the codes 0, so
+        that it decodes to NaN. "saturate": the scale comes from the finite elements, Inf takes the
+        extreme code, NaN the code of 0. No other block is touched.
     key : int, optional
         0 to 2**64 - 1, for stochastic rounding.
 
@@ -75,10 +76,12 @@ def quantize(
     )
     if override is not None:
         if isinstance(block, tuple | list) and len(block) != x.ndim:
-            raise QuantArrayError(f"quantize: block={block}: x has shape {x.shape}: expected an extent for each axis")
+            raise QuantArrayError(
+                f"quantize: block={block}: x has shape {x.shape}: expected an extent for each axis"
+            )
         chosen = replace(chosen, block=override)
-    codec.check_choice("quantize", "nonfinite", nonfinite, codec.NONFINITE)
-    codec.check_key("quantize", chosen.rounding.mode, key)
+    choice("quantize", "nonfinite", nonfinite, codec.NONFINITE)
+    key = codec.check_key("quantize", chosen.rounding.mode, key)
     dtype_name = _xp.dtype_name(x.dtype)
     chosen, found = _blocks(chosen, tuple(x.shape))
     task = Task(
@@ -91,84 +94,83 @@ def quantize(
         concrete=_xp.is_concrete(x, xp),
     )
     if scale is not None or zero_point is not None:
-        task = _with_given(task, scale, zero_point, x)
-    return _contain(pipeline.quantize(xp.reshape(x, found.shape), task), task, tuple(x.shape), dtype_name)
+        task = _with_given("quantize", task, scale, zero_point, x)
+    stored = pipeline.quantize(x if x.shape == found.shape else xp.reshape(x, found.shape), task)
+    return _contain(stored, task, tuple(x.shape), dtype_name)
 
 
 def _blocks(scheme: Scheme, shape: tuple[int, ...]) -> tuple[Scheme, Blocks]:
-    """Fit a scheme to a shape: its axes counted from the end, and its blocks as the pipeline sees them."""
+    """Fit a scheme to a shape: count its axes from the end, and find its blocks."""
     block = blocks.from_end("quantize", scheme.block, shape)
-    found = blocks.resolve("quantize", block, work_shape(block, shape) if not shape else shape)
+    found = blocks.resolve("quantize", block, shape)
     return scheme if block is scheme.block else replace(scheme, block=block), found
 
 
 def _contain(stored: Result, task: Task, shape: tuple[int, ...], dtype_name: str) -> QuantizedArray:
     """Shape what the pipeline gave as the container holds it."""
     xp = task.xp
-    q: QuantizedArray
-    if task.packed and shape:
+    if shape == task.blocks.shape:
         return make(stored, task.scheme, shape, dtype_name)
     grid = task.blocks.grid if shape or task.scheme.block.flat is not None else ()
     data = stored.data if task.packed else xp.reshape(stored.data, shape)
     zero = None if stored.zero_point is None else xp.reshape(stored.zero_point, grid)
-    q = make(Result(data, xp.reshape(stored.scale, grid), zero), task.scheme, shape, dtype_name)
-    return q
+    stored = Result(data, xp.reshape(stored.scale, grid), zero)
+    return make(stored, task.scheme, shape, dtype_name)
 
 
-def _with_given(task: Task, scale: Any, zero_point: Any, x: Array) -> Task:
+def _with_given(operation: str, task: Task, scale: Any, zero_point: Any, x: Array) -> Task:
     """Check the parameters a caller gave, and add them to the task."""
     if scale is None:
-        raise QuantArrayError("quantize: zero_point needs the scale it belongs to: give scale too")
-    xp, element = task.xp, task.element
+        raise QuantArrayError(
+            f"{operation}: zero_point needs the scale it belongs to: give scale too"
+        )
     if task.zero and zero_point is None:
-        raise QuantArrayError(f"quantize: scheme {task.scheme.name} has a zero point: give zero_point with scale")
-    given_scale = _per_block("scale", scale, task, x)
-    number = DTYPES[task.arithmetic]
-    _check_given("scale", given_scale, number.smallest_normal, number.max, task)
+        raise QuantArrayError(
+            f"{operation}: scheme {task.scheme.name} has a zero point: give zero_point with scale"
+        )
+    limits = SMALLEST_NORMAL[task.arithmetic], LARGEST[task.arithmetic]
+    given = Parameters(_per_block(operation, "scale", scale, limits, task, x), None)
     if zero_point is None:
-        return replace(task, given=Parameters(given_scale, None))
-    _check_integers(zero_point)
-    given_zero = _per_block("zero_point", zero_point, task, x)
-    _check_given("zero_point", given_zero, element.min, element.max, task)
-    scheme = replace(task.scheme, zero="point")
-    return replace(task, scheme=scheme, given=Parameters(given_scale, given_zero))
+        return replace(task, given=given)
+    limits = float(task.element.min), float(task.element.max)
+    given = Parameters(
+        given.scale, _per_block(operation, "zero_point", zero_point, limits, task, x)
+    )
+    return replace(task, scheme=replace(task.scheme, zero="point"), given=given)
 
 
-def _per_block(argument: str, value: Any, task: Task, x: Array) -> Array:
+def _per_block(
+    operation: str, argument: str, value: Any, limits: tuple[float, float], task: Task, x: Array
+) -> Array:
     """Give a parameter one entry per block, in the arithmetic's dtype."""
     xp, grid = task.xp, task.blocks.grid
-    dtype = _xp.dtype(xp, task.arithmetic)
-    try:
-        _xp.namespace(value)
-        array = xp.astype(xp.asarray(value, device=_xp.device(x)), dtype)
-    except TypeError:
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise QuantArrayError(f"quantize: {argument}={value!r:.80}: expected a number or an array") from None
-        array = xp.asarray(float(value), dtype=dtype, device=_xp.device(x))
+    kinds = ("int", "uint") if argument == "zero_point" else ("int", "uint", "float", "bfloat")
+    name = _xp.dtype_name(value.dtype) if hasattr(value, "dtype") else type(value).__name__
+    if not name.startswith(kinds):
+        raise QuantArrayError(
+            f"{operation}: {argument}={short(value)} is {name}: expected {', '.join(kinds)}"
+        )
+    low, high = limits
+    if hasattr(value, "dtype"):
+        value = xp.asarray(value, device=_xp.device(x))
+        known = _xp.is_concrete(value, xp) and 0 not in value.shape
+        least, most = (float(xp.min(value)), float(xp.max(value))) if known else (low, high)
+    else:
+        least = most = value
+    if not low <= least <= most <= high:
+        raise QuantArrayError(
+            f"{operation}: {argument} lies in {short(least)}..{short(most)}: "
+            f"expected {low:g} to {high:g}"
+        )
+    array = xp.asarray(value, dtype=_xp.dtype(xp, task.arithmetic), device=_xp.device(x))
     shape = tuple(array.shape)
     if math.prod(shape) == 1:
         return xp.broadcast_to(xp.reshape(array, (1,) * len(grid)), grid)
     if shape == grid or (len(shape) == 1 and max(grid) == math.prod(grid) == shape[0]):
         return xp.reshape(array, grid)
-    raise QuantArrayError(f"quantize: {argument} has shape {shape}: expected one entry per block, shape {grid}")
-
-
-def _check_integers(zero_point: Any) -> None:
-    dtype = getattr(zero_point, "dtype", None)
-    integral = isinstance(zero_point, int) if dtype is None else _xp.dtype_name(dtype).lstrip("u").startswith("int")
-    if not integral or isinstance(zero_point, bool):
-        raise QuantArrayError(f"quantize: zero_point={zero_point!r:.80}: expected integers")
-
-
-def _check_given(argument: str, value: Array, low: float, high: float, task: Task) -> None:
-    if not task.concrete or not _xp.is_concrete(value, task.xp) or 0 in value.shape:
-        return
-    xp = task.xp
-    if not bool(xp.all((value >= low) & (value <= high))):
-        raise QuantArrayError(
-            f"quantize: {argument} lies in {float(xp.min(value))}..{float(xp.max(value))}: "
-            f"expected {low:g} to {high:g}"
-        )
+    raise QuantArrayError(
+        f"{operation}: {argument} has shape {shape}: expected one entry per block, shape {grid}"
+    )
 
 
 def dequantize(q: QuantizedArray, dtype: Any = None) -> Array:
@@ -225,7 +227,7 @@ def from_codes(
     *,
     scale: Array | float,
     zero_point: Array | int | None = None,
-    shape: tuple[int, ...] | None = None,
+    shape: Any = None,
     dtype: Any = "float32",
 ) -> QuantizedArray:
     """Build a quantized array from existing codes and parameters.
@@ -257,14 +259,18 @@ def from_codes(
     assert isinstance(chosen.element, Integer)
     xp = codec.check_codes("from_codes", codes, chosen.element)
     if shape is not None:
+        sizes = shape if isinstance(shape, tuple | list) else (shape,)
+        shape = tuple(integer("from_codes", "shape", size, 0, 1 << 62) for size in sizes)
         if math.prod(shape) != math.prod(codes.shape):
-            raise QuantArrayError(f"from_codes: shape={shape}: codes has shape {codes.shape}")
-        codes = xp.reshape(codes, tuple(shape))
+            raise QuantArrayError(
+                f"from_codes: shape={shape}: codes has shape {tuple(codes.shape)}"
+            )
+        codes = xp.reshape(codes, shape)
     dtype_name = _xp.dtype_name(codec.float_dtype("from_codes", dtype, xp))
     chosen, found = _blocks(chosen, tuple(codes.shape))
-    task = Task(found, chosen, xp, codec.arithmetic(dtype_name), concrete=_xp.is_concrete(codes, xp))
-    task = _with_given(task, scale, zero_point, codes)
+    task = Task(
+        found, chosen, xp, codec.arithmetic(dtype_name), concrete=_xp.is_concrete(codes, xp)
+    )
+    task = _with_given("from_codes", task, scale, zero_point, codes)
     stored = pipeline.store(xp.reshape(codes, found.shape), task)
     return _contain(stored, task, tuple(codes.shape), dtype_name)
-
-

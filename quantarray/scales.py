@@ -6,7 +6,7 @@ from functools import reduce
 from quantarray import _xp
 from quantarray._xp import Array, Namespace
 from quantarray.blocks import Blocks
-from quantarray.formats import DTYPES, Integer
+from quantarray.formats import LARGEST, SMALLEST_NORMAL
 from quantarray.scheme import Scheme
 
 
@@ -48,12 +48,15 @@ def measure(x: Array, blocks: Blocks, xp: Namespace) -> Range:
     Returns
     -------
     Range
-        Arrays of shape ``blocks.grid``.
+        Two arrays, of shape ``blocks.grid``.
     """
     view, axes = blocks.split(x, xp), blocks.axes
     if not axes:
         return Range(x, x)
-    low, high = xp.min(view, axis=axes), xp.max(view, axis=axes)
+    low = xp.min(view, axis=axes, keepdims=True)
+    high = xp.max(view, axis=axes, keepdims=True)
+    if blocks.grid == blocks.spread_view:
+        return Range(low, high)
     return Range(xp.reshape(low, blocks.grid), xp.reshape(high, blocks.grid))
 
 
@@ -62,13 +65,15 @@ def join(ranges: list[Range], xp: Namespace) -> Range:
     return reduce(lambda a, b: Range(xp.minimum(a.low, b.low), xp.maximum(a.high, b.high)), ranges)
 
 
-def derive(ranges: Range, scheme: Scheme, xp: Namespace) -> Parameters:
+def derive(ranges: Range, finite: Array | None, scheme: Scheme, xp: Namespace) -> Parameters:
     """Derive each block's scale and zero point from its range.
 
     Parameters
     ----------
     ranges : Range
         Of every block.
+    finite : array of bool, or None
+        Which of them are finite; None if all are known to be.
     scheme : Scheme
         Its rule.
     xp : namespace
@@ -76,28 +81,36 @@ def derive(ranges: Range, scheme: Scheme, xp: Namespace) -> Parameters:
 
     Returns
     -------
-    Parameters
+    parameters : Parameters
         A block that is not finite has a NaN scale and the zero point 0. A block whose elements are
         all zero or subnormal has the scheme's scale of a zero block. No other scale is subnormal.
     """
-    number = DTYPES[_xp.dtype_name(ranges.low.dtype)]
-    tiny = number.smallest_normal
-    finite = ranges.finite(xp)
+    dtype = _xp.dtype_name(ranges.low.dtype)
+    tiny, largest = SMALLEST_NORMAL[dtype], LARGEST[dtype]
     if scheme.scale.rule == "absmax":
         low, high = ranges.low, ranges.high
         scale = _xp.divide(xp.maximum(high, -low), scheme.scale.divisor, xp)
     else:
-        low = _xp.flush(_xp.clip(ranges.low, -number.max, 0.0, xp), tiny, xp)
-        high = _xp.flush(_xp.clip(ranges.high, 0.0, number.max, xp), tiny, xp)
-        # The span of a finite block can overflow; that of its half cannot, and halving is exact there.
-        part = _xp.where(xp.maximum(high, -low) > number.max / 2, xp.full_like(high, 0.5), 1.0, xp)
+        low = _xp.flush(_xp.clip(ranges.low, -largest, 0.0, xp), tiny, xp)
+        high = _xp.flush(_xp.clip(ranges.high, 0.0, largest, xp), tiny, xp)
+        # The span of a finite block can overflow; that of its half cannot, and halving is exact.
+        part = _xp.where(xp.maximum(high, -low) > largest / 2, xp.full_like(high, 0.5), 1.0, xp)
         scale = _xp.divide(high * part - low * part, scheme.scale.divisor * part, xp)
     empty = xp.maximum(high, -low) < tiny
-    scale = _xp.where(empty, scheme.scale.zero_block, _xp.clip(scale, tiny, number.max, xp), xp)
-    scale = _xp.where(finite, scale, xp.nan, xp)
-    if scheme.zero == "none":
-        return Parameters(scale, None)
-    assert isinstance(scheme.element, Integer)
-    zero = xp.round(scheme.element.min - _xp.divide(low, scale, xp))
-    zero = _xp.where(finite, zero, 0.0, xp)
-    return Parameters(scale, _xp.clip(zero, scheme.element.min, scheme.element.max, xp))
+    scale = _xp.where(empty, scheme.scale.zero_block, _xp.clip(scale, tiny, largest, xp), xp)
+    zero = None
+    if scheme.zero == "point":
+        zero = xp.round(scheme.element.min - _xp.divide(low, scale, xp))
+        zero = _xp.clip(zero, scheme.element.min, scheme.element.max, xp)
+    return poison(Parameters(scale, zero), finite, xp)
+
+
+def poison(parameters: Parameters, finite: Array | None, xp: Namespace) -> Parameters:
+    """Give blocks that are not finite a NaN scale, which decodes to NaN, and the zero point 0."""
+    if finite is None:
+        return parameters
+    zero = parameters.zero
+    return Parameters(
+        _xp.where(finite, parameters.scale, xp.nan, xp),
+        None if zero is None else _xp.where(finite, zero, 0.0, xp),
+    )

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
-from quantarray.errors import QuantArrayError
+from quantarray.errors import QuantArrayError, choice, integer, short
 from quantarray.formats import Codebook, Float, Integer, NumberFormat
 
 
@@ -32,15 +32,25 @@ class Block:
     flat: int | None = None
 
     def __post_init__(self) -> None:
+        if self.others not in (1, -1):
+            raise QuantArrayError(f"Block: others={short(self.others)}: expected 1 or -1")
+        if type(self.axes) is not tuple or len(dict(self.axes)) < len(self.axes):
+            raise QuantArrayError(
+                f"Block: axes={short(self.axes)}: expected pairs, each axis named once"
+            )
         for axis, extent in self.axes:
-            if not isinstance(extent, int) or (extent < 1 and extent != -1):
+            integer("Block", "axis", axis, -64, 63)
+            integer("Block", f"extent of axis {axis}", extent, -1, 1 << 62)
+            if extent == 0:
                 raise QuantArrayError(
-                    f"Block: extent {extent!r} of axis {axis}: expected a positive integer, or -1 for the whole axis"
+                    f"Block: extent of axis {axis}=0: expected 1 or more, or -1 (the whole axis)"
                 )
-        if len({axis for axis, _ in self.axes}) < len(self.axes):
-            raise QuantArrayError(f"Block: axes={self.axes}: each axis may be named once")
-        if self.flat is not None and (self.flat < 1 or self.axes):
-            raise QuantArrayError(f"Block: flat={self.flat}: expected a positive integer and no axes")
+        if self.flat is not None:
+            integer("Block", "flat", self.flat, 1, 1 << 62)
+            if self.axes:
+                raise QuantArrayError(
+                    f"Block: flat={self.flat}: expected no axes, not {short(self.axes)}"
+                )
 
     @classmethod
     def channel(cls, axis: int) -> Self:
@@ -84,10 +94,13 @@ class Scale:
     zero_block: float = 1.0
 
     def __post_init__(self) -> None:
+        choice("Scale", "rule", self.rule, ("absmax", "minmax"))
         for field in ("divisor", "zero_block"):
             value = getattr(self, field)
-            if not 0 < value < math.inf:
-                raise QuantArrayError(f"Scale: {field}={value!r}: expected a positive finite number")
+            if not isinstance(value, float) or not 0 < value < math.inf:
+                raise QuantArrayError(
+                    f"Scale: {field}={short(value)}: expected a positive finite float"
+                )
 
 
 @dataclass(frozen=True)
@@ -100,6 +113,13 @@ class Rounding:
     # Whether the zero point is added to the quotient before it is rounded, or after.
     zero_added: Literal["after", "before"] = "after"
 
+    def __post_init__(self) -> None:
+        choice(
+            "Rounding", "mode", self.mode, ("half_even", "half_away", "toward_zero", "stochastic")
+        )
+        choice("Rounding", "quotient", self.quotient, ("divide", "reciprocal"))
+        choice("Rounding", "zero_added", self.zero_added, ("after", "before"))
+
 
 @dataclass(frozen=True)
 class Packing:
@@ -107,6 +127,9 @@ class Packing:
 
     # "lsb": the first code in the lowest bits of the first byte.  "msb": in the highest.
     order: Literal["lsb", "msb"] = "lsb"
+
+    def __post_init__(self) -> None:
+        choice("Packing", "order", self.order, ("lsb", "msb"))
 
 
 @dataclass(frozen=True)
@@ -117,10 +140,18 @@ class Scheme:
     element: NumberFormat
     block: Block = Block()
     scale: Scale = Scale()
-    # "none": x = s * v.  "point": x = s * (v - z), z an integer.  "offset": x = s * v + m, m a float.
+    # "none": x = s * v.  "point": x = s * (v - z), z an integer.
     zero: Literal["none", "point"] = "none"
     rounding: Rounding = Rounding()
     packing: Packing = Packing()
+
+    def __post_init__(self) -> None:
+        choice("Scheme", "zero", self.zero, ("none", "point"))
+        for field, expected in _FIELDS.items():
+            if not isinstance(getattr(self, field), expected):
+                raise QuantArrayError(
+                    f"Scheme: {field}={short(getattr(self, field))}: expected {_names(expected)}"
+                )
 
     def __str__(self) -> str:
         return f"{self.name} ({self.block})"
@@ -158,6 +189,15 @@ class Scheme:
         return scheme
 
 
+_FIELDS: dict[str, Any] = {
+    "name": str,
+    "element": (Integer, Float, Codebook),
+    "block": Block,
+    "scale": Scale,
+    "rounding": Rounding,
+    "packing": Packing,
+}
+
 # The classes a union of the model can hold, by the name that marks them in JSON.
 _KINDS = {"integer": Integer, "float": Float, "codebook": Codebook}
 _KIND_NAMES = {cls: name for name, cls in _KINDS.items()}
@@ -177,22 +217,32 @@ def _parse(expected: Any, value: Any, where: str) -> Any:
     origin, args = typing.get_origin(expected), typing.get_args(expected)
     if origin is Literal:
         if not any(type(value) is type(a) and value == a for a in args):
-            raise QuantArrayError(f"{where}: {value!r:.80}: expected one of {', '.join(map(repr, args))}")
+            raise QuantArrayError(
+                f"{where}: {short(value)}: expected one of {', '.join(map(repr, args))}"
+            )
         return value
     if origin is types.UnionType:
         return _parse_union(args, value, where)
     if origin is tuple:
         if not isinstance(value, list | tuple) or (args[-1] is not ... and len(value) != len(args)):
-            raise QuantArrayError(f"{where}: {value!r:.80}: expected a list of {args}")
+            raise QuantArrayError(f"{where}: {short(value)}: expected a list of {_names(args)}")
         types_ = args[:1] * len(value) if args[-1] is ... else args
-        return tuple(_parse(t, v, f"{where}[{i}]") for i, (t, v) in enumerate(zip(types_, value, strict=True)))
+        return tuple(
+            _parse(t, v, f"{where}[{i}]")
+            for i, (t, v) in enumerate(zip(types_, value, strict=True))
+        )
     if dataclasses.is_dataclass(expected):
         return _parse_dataclass(typing.cast(type, expected), value, where)
     if expected is float and type(value) is int and abs(value) < 1 << 53:
         value = float(value)
     if type(value) is not expected:
-        raise QuantArrayError(f"{where}: {value!r:.80}: expected {expected.__name__}")
+        raise QuantArrayError(f"{where}: {short(value)}: expected {expected.__name__}")
     return value
+
+
+def _names(types_: Any) -> str:
+    members = types_ if isinstance(types_, tuple) else (types_,)
+    return ", ".join(getattr(member, "__name__", str(member)) for member in members)
 
 
 def _parse_union(members: tuple[Any, ...], value: Any, where: str) -> Any:
@@ -201,20 +251,24 @@ def _parse_union(members: tuple[Any, ...], value: Any, where: str) -> Any:
     if isinstance(value, Mapping):
         kind = value.get("kind")
         if not isinstance(kind, str) or _KINDS.get(kind) not in members:
-            raise QuantArrayError(f"{where}.kind: {kind!r:.80}: expected one of {', '.join(_KINDS)}")
+            raise QuantArrayError(
+                f"{where}.kind: {short(kind)}: expected one of {', '.join(_KINDS)}"
+            )
         return _parse(_KINDS[kind], {k: v for k, v in value.items() if k != "kind"}, where)
     scalar = next((m for m in members if m is type(value)), None)
     if scalar is None:
-        raise QuantArrayError(f"{where}: {value!r:.80}: expected one of {members}")
+        raise QuantArrayError(f"{where}: {short(value)}: expected one of {_names(members)}")
     return value
 
 
 def _parse_dataclass(cls: type, value: Any, where: str) -> Any:
     if not isinstance(value, Mapping):
-        raise QuantArrayError(f"{where}: {value!r:.80}: expected an object with fields")
+        raise QuantArrayError(f"{where}: {short(value)}: expected an object with fields")
     hints = typing.get_type_hints(cls)
     names = [f.name for f in dataclasses.fields(cls)]
-    wrong = [repr(n)[:80] for n in value if n not in names] or [n for n in names if n not in value]
+    wrong = [short(n) for n in value if n not in names] or [n for n in names if n not in value]
     if wrong:
-        raise QuantArrayError(f"{where}: field {wrong[0]}: expected exactly the fields {', '.join(names)}")
+        raise QuantArrayError(
+            f"{where}: field {wrong[0]}: expected exactly the fields {', '.join(names)}"
+        )
     return cls(**{name: _parse(hints[name], value[name], f"{where}.{name}") for name in names})

@@ -16,7 +16,7 @@ def table(rows: Sequence[Sequence[str]], header: Sequence[str]) -> str:
     Returns
     -------
     str
-        Lines without a trailing newline; a column whose every entry is a number (or "-") is right aligned.
+        Lines without a trailing newline; a column of numbers (or "-") is right aligned.
     """
     columns = list(zip(header, *rows, strict=True))
     widths = [max(map(len, column)) for column in columns]
