@@ -117,9 +117,9 @@ def is_compiling() -> bool:
     return torch is not None and torch.compiler.is_compiling()
 
 
-def has_int64(xp: Namespace) -> bool:
-    """Tell whether int64 is 64 bits wide, which JAX's is only when asked."""
-    return dtype_name(xp.empty(0, dtype=xp.int64).dtype) == "int64"
+def has_64_bits(xp: Namespace) -> bool:
+    """Tell whether there are dtypes of 64 bits, which JAX has only when asked."""
+    return xp.__name__ != _JAX or bool(sys.modules["jax"].config.jax_enable_x64)
 
 
 def dtype_name(dtype: Any) -> str:
@@ -136,11 +136,7 @@ def dtype(xp: Namespace, name: str) -> Any:
     if backend(xp) in ("numpy", "jax", "dask", "cupy"):
         if name == "bfloat16":
             return np.dtype(_ml_dtypes().bfloat16)
-        if (
-            name == "float64"
-            and xp.__name__ == _JAX
-            and not sys.modules["jax"].config.jax_enable_x64
-        ):
+        if name == "float64" and not has_64_bits(xp):
             raise QuantArrayError("dtype float64: JAX has it only with jax_enable_x64")
         return np.dtype(name)
     found = getattr(xp, name, None)

@@ -224,10 +224,12 @@ class QuantizedArray:
         return (self[i] for i in range(len(self)))
 
     def __repr__(self) -> str:
-        shape, dtype = self.shape, self.dtype_name
-        where = f"{_xp.backend(self._namespace)}, {self.device}"
+        try:
+            where = f"{_xp.backend(self._namespace)}, {self.device}"
+        except TypeError:  # JAX puts what it likes in the place of arrays
+            return f"QuantizedArray({self.scheme}, {self.parts()})"
         return (
-            f"QuantizedArray({self.scheme}, shape={shape}, dtype={dtype}, "
+            f"QuantizedArray({self.scheme}, shape={self.shape}, dtype={self.dtype_name}, "
             f"{self.bits_per_element:.4g} bits per element, {where})"
         )
 

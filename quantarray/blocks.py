@@ -5,10 +5,12 @@ have shape (6, 3), and (6, 3, 1) in the view. Padding repeats the last element, 
 last block has the range of its own elements.
 """
 
+import functools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from quantarray import _xp
 from quantarray._xp import Array, Namespace
 from quantarray.errors import QuantArrayError
 from quantarray.scheme import Block
@@ -55,18 +57,30 @@ class Blocks:
             for axis, (size, wanted) in enumerate(zip(self.shape, self.padded, strict=True)):
                 if size < wanted:
                     x = xp.concat([x, _repeat_last(x, axis, wanted - size, xp)], axis=axis)
-        return x if x.shape == self.view else xp.reshape(x, self.view)
+        return self._reshape(x, splitting=True, xp=xp)
 
     def spread(self, per_block: Array, xp: Namespace) -> Array:
         """View an array of one entry per block so that it broadcasts with a split array."""
-        return (
-            per_block if self.grid == self.spread_view else xp.reshape(per_block, self.spread_view)
-        )
+        if self.grid == self.spread_view:
+            return per_block
+        return xp.reshape(per_block, self.spread_view)
 
     def merge(self, view: Array, xp: Namespace) -> Array:
         """Undo `split`."""
-        x = view if self.view == self.padded else xp.reshape(view, self.padded)
+        x = self._reshape(view, splitting=False, xp=xp)
         return x if self.padded == self.shape else x[tuple(slice(size) for size in self.shape)]
+
+    def _reshape(self, x: Array, *, splitting: bool, xp: Namespace) -> Array:
+        """Reshape to or from the view, one axis at a time: JAX can shard no other reshape."""
+        shape = list(self.padded if splitting else self.view)
+        at = 0
+        for size, extent, count in zip(self.padded, self.extents, self.grid, strict=True):
+            width = 1 if extent == 1 or count == 1 else 2
+            if width == 2:
+                shape[at : at + (1 if splitting else 2)] = [count, extent] if splitting else [size]
+                x = xp.reshape(x, tuple(shape))
+            at += width if splitting else 1
+        return x
 
 
 def _repeat_last(x: Array, axis: int, count: int, xp: Namespace) -> Array:
@@ -101,6 +115,12 @@ def resolve(operation: str, block: Block, shape: tuple[int, ...]) -> Blocks:
     QuantArrayError
         If `block` names an axis that the array does not have.
     """
+    # The same shapes come again and again; but torch.compile warns of the cache.
+    find = _resolve if _xp.is_compiling() else _resolve_cached
+    return find(operation, block, shape)
+
+
+def _resolve(operation: str, block: Block, shape: tuple[int, ...]) -> Blocks:
     if block.flat is not None:
         size = math.prod(shape)
         return Blocks((size,), (max(1, min(block.flat, size)),))
@@ -109,6 +129,9 @@ def resolve(operation: str, block: Block, shape: tuple[int, ...]) -> Blocks:
         extents[_normal_axis(operation, axis, shape)] = extent
     clamped = tuple(_clamp(e, size) for e, size in zip(extents, shape, strict=True))
     return Blocks(shape, clamped) if shape else Blocks((1,), (1,))
+
+
+_resolve_cached = functools.lru_cache(maxsize=1024)(_resolve)
 
 
 def _clamp(extent: int, size: int) -> int:

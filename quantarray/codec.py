@@ -6,7 +6,14 @@ from quantarray import _xp, counter
 from quantarray._xp import Array, Namespace
 from quantarray.blocks import whole
 from quantarray.errors import QuantArrayError, choice, integer, short
-from quantarray.formats import DTYPES, SMALLEST_NORMAL, Integer, NumberFormat, number_format
+from quantarray.formats import (
+    DTYPES,
+    LARGEST,
+    SMALLEST_NORMAL,
+    Integer,
+    NumberFormat,
+    number_format,
+)
 
 Mode = Literal["half_even", "half_away", "toward_zero", "stochastic"]
 MODES: tuple[Mode, ...] = ("half_even", "half_away", "toward_zero", "stochastic")
@@ -139,7 +146,10 @@ def decode(codes: Array, format: str | NumberFormat, dtype: Any = None) -> Array
     """
     element = _integer_format("decode", format)
     xp = check_codes("decode", codes, element)
-    return xp.astype(codes, float_dtype("decode", dtype or "float32", xp))
+    target = float_dtype("decode", dtype or "float32", xp)
+    largest = LARGEST[_xp.dtype_name(target)]
+    values = xp.astype(codes, _xp.dtype(xp, "float32"))  # exact: codes have 16 bits at most
+    return xp.astype(_xp.clip(values, -largest, largest, xp), target)
 
 
 def check_codes(operation: str, codes: Array, element: Integer) -> Namespace:
@@ -154,7 +164,8 @@ def check_codes(operation: str, codes: Array, element: Integer) -> Namespace:
     if not name.startswith(("int", "uint")):
         raise QuantArrayError(f"{operation}: codes has dtype {name}: expected integers")
     if _xp.is_concrete(codes, xp) and 0 not in codes.shape:
-        low, high = int(xp.min(codes)), int(xp.max(codes))
+        wide = xp.astype(codes, xp.int32) if name == "uint16" else codes  # torch reduces none
+        low, high = int(xp.min(wide)), int(xp.max(wide))
         if low < element.min or high > element.max:
             raise QuantArrayError(
                 f"{operation}: codes lie in {low}..{high}: expected {element.min}..{element.max}"

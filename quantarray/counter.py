@@ -78,10 +78,10 @@ def _counters(
     shape: tuple[int, ...], where: Slices, x: Array, xp: Namespace
 ) -> tuple[Array, Array]:
     size = math.prod(shape)
-    wide = size > 2**31
-    if wide and not _xp.has_int64(xp):
+    wide = size >= 2**31
+    if wide and not _xp.has_64_bits(xp):
         raise QuantArrayError(
-            f"stochastic rounding: x has {size} elements: beyond 2**31, JAX needs jax_enable_x64"
+            f"stochastic rounding: x has {size} elements: from 2**31 on, JAX needs jax_enable_x64"
         )
     dtype = xp.int64 if wide else xp.int32
     index = xp.zeros(

@@ -40,10 +40,10 @@ def pack(codes: Array, bits: int, order: Order, xp: Namespace) -> Array:
     if 0 in codes.shape:
         return _zeros(codes, packed_length(count, bits), xp)
     units, codes_per_unit, bytes_per_unit = _units(count, bits)
-    codes = _pad(codes, units * codes_per_unit, xp)
+    columns = _columns(codes, units, codes_per_unit, xp)
     parts: list[Array | None] = [None] * bytes_per_unit
     for code, byte, shift in _overlaps(codes_per_unit, bits, order):
-        piece = _shift(codes[..., code::codes_per_unit], shift)
+        piece = _shift(columns[..., code], shift)
         part = parts[byte]
         parts[byte] = piece if part is None else part | piece
     return _interleave(parts, packed_length(count, bits), xp)
@@ -70,10 +70,10 @@ def unpack(data: Array, bits: int, order: Order, count: int, xp: Namespace) -> A
     if 0 in data.shape:
         return _zeros(data, count, xp)
     units, codes_per_unit, bytes_per_unit = _units(count, bits)
-    data = _pad(data, units * bytes_per_unit, xp)
+    columns = _columns(data, units, bytes_per_unit, xp)
     parts: list[Array | None] = [None] * codes_per_unit
     for code, byte, shift in _overlaps(codes_per_unit, bits, order):
-        piece = _shift(data[..., byte::bytes_per_unit], -shift)
+        piece = _shift(columns[..., byte], -shift)
         part = parts[code]
         parts[code] = piece if part is None else part | piece
     return _interleave([part & ((1 << bits) - 1) for part in parts if part is not None], count, xp)
@@ -99,11 +99,15 @@ def _shift(x: Array, left: int) -> Array:
     return x << left if left > 0 else x >> -left
 
 
-def _pad(x: Array, count: int, xp: Namespace) -> Array:
-    missing = count - x.shape[-1]
-    if not missing:
-        return x
-    return xp.concat([x, _zeros(x, missing, xp)], axis=-1)
+def _columns(x: Array, units: int, size: int, xp: Namespace) -> Array:
+    """Pad rows to whole units and view them as (..., units, size).
+
+    A strided slice of the row would do too, but JAX gathers it, and loses the array's sharding.
+    """
+    missing = units * size - x.shape[-1]
+    if missing:
+        x = xp.concat([x, _zeros(x, missing, xp)], axis=-1)
+    return xp.reshape(x, (*x.shape[:-1], units, size))
 
 
 def _zeros(like: Array, count: int, xp: Namespace) -> Array:
