@@ -172,6 +172,18 @@ def multiply(a: Array, b: Array, xp: Namespace) -> Array:
     return product
 
 
+def extremes(x: Array, axes: tuple[int, ...], xp: Namespace) -> tuple[Array, Array]:
+    """Give the smallest and largest elements along axes, which stay with length 1.
+
+    Where an element is NaN neither is finite.
+    """
+    low = high = x
+    if xp.__name__ == _JAX:
+        # XLA's reduction on a CPU loses NaN once it is vectorized, from some 4000 elements on.
+        low, high = xp.where(x == x, x, -xp.inf), xp.where(x == x, x, xp.inf)
+    return xp.min(low, axis=axes, keepdims=True), xp.max(high, axis=axes, keepdims=True)
+
+
 def clip(x: Array, low: float, high: float, xp: Namespace) -> Array:
     """Clip to Python numbers; NaN stays NaN."""
     # compat's clip takes array bounds too, at several times the cost of the call on small arrays,

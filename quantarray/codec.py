@@ -17,6 +17,8 @@ from quantarray.formats import (
 
 Mode = Literal["half_even", "half_away", "toward_zero", "stochastic"]
 MODES: tuple[Mode, ...] = ("half_even", "half_away", "toward_zero", "stochastic")
+# Beyond every integer code and zero point, where Inf may be clipped to.
+BEYOND = float(1 << 20)
 NONFINITE = ("raise", "propagate", "saturate")
 
 
@@ -118,7 +120,7 @@ def encode(
     if nonfinite == "raise" and _xp.is_concrete(x, xp):
         check_finite("encode", x, xp)
     x = xp.astype(x, _xp.dtype(xp, arithmetic(_xp.dtype_name(x.dtype))), copy=False)
-    x = _xp.where(xp.isnan(x), xp.zeros_like(x), x, xp)
+    x = _xp.clip(_xp.where(xp.isnan(x), 0.0, x, xp), -BEYOND, BEYOND, xp)
     noise = None if key is None else counter.uniform(key, x.shape, whole(x.shape), x, xp)
     return to_codes(round_to_integer(x, rounding, noise, xp), element, xp)
 

@@ -18,8 +18,6 @@ from quantarray.scheme import Scheme
 
 # Elements of a piece: its float32 temporaries are 1 MiB each.
 PIECE = 1 << 18
-# Beyond every code and zero point.
-BEYOND = float(1 << 20)
 
 
 @dataclass(frozen=True)
@@ -226,20 +224,30 @@ def _round(
 ) -> Array:
     """Divide by the scale, round, and add the zero point, in the order the scheme says."""
     xp, rounding = task.xp, task.scheme.rounding
-    scale = blocks.spread(parameters.scale, xp)
-    if rounding.quotient == "divide":
-        quotient = _xp.divide(view, scale, xp)
-    else:
-        quotient = _xp.multiply(view, _xp.divide(xp.ones_like(scale), scale, xp), xp)
-    if task.given is not None or not (task.concrete and task.nonfinite == "raise"):
-        # NaN is the code of 0, and Inf must not meet the subtractions of rounding.
-        quotient = _xp.clip(_xp.where(xp.isnan(quotient), 0.0, quotient, xp), -BEYOND, BEYOND, xp)
+    quotient = _quotient(view, blocks.spread(parameters.scale, xp), task)
     if parameters.zero is None:
         return codec.round_to_integer(quotient, rounding.mode, noise, xp)
     zero = blocks.spread(parameters.zero, xp)
     if rounding.zero_added == "before":
         return codec.round_to_integer(quotient + zero, rounding.mode, noise, xp)
     return codec.round_to_integer(quotient, rounding.mode, noise, xp) + zero
+
+
+def _quotient(view: Array, scale: Array, task: Task) -> Array:
+    xp = task.xp
+    if task.given is None and task.concrete and task.nonfinite == "raise":
+        return _divide(view, scale, task)  # known to be finite, and to stay in the element's range
+    # Inf, and what would overflow, must not meet the division; NaN is the code of 0.
+    beyond = xp.abs(view) * (1 / codec.BEYOND) > scale
+    quotient = _divide(_xp.where(beyond, 0.0, view, xp), scale, task)
+    quotient = _xp.where(xp.isnan(quotient), 0.0, quotient, xp)
+    return _xp.where(beyond, xp.copysign(xp.full_like(view, codec.BEYOND), view), quotient, xp)
+
+
+def _divide(view: Array, scale: Array, task: Task) -> Array:
+    if task.scheme.rounding.quotient == "divide":
+        return _xp.divide(view, scale, task.xp)
+    return _xp.multiply(view, _xp.divide(task.xp.ones_like(scale), scale, task.xp), task.xp)
 
 
 def unpack(data: Array, count: int, task: Task) -> Array:
@@ -313,7 +321,7 @@ def _decode(data: Array, blocks: Blocks, parameters: Parameters, task: Task, dty
         values = view * scale
     else:
         # The largest code times its scale can overflow by an ulp. Half of it cannot.
-        large = xp.abs(scale) > 1.0 / BEYOND
+        large = xp.abs(scale) > 1 / codec.BEYOND
         half = _xp.where(large, scale * 0.5, scale, xp)
         values = _xp.clip(view * half, -limit / 2, limit / 2, xp)
         values = values * _xp.where(large, xp.full_like(scale, 2.0), 1.0, xp)

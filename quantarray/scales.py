@@ -23,7 +23,7 @@ class Parameters:
 
 @dataclass(frozen=True)
 class Range:
-    """The smallest and largest element of each block; either is NaN where an element is."""
+    """The smallest and largest element of each block; not finite where an element is not."""
 
     low: Array
     high: Array
@@ -53,8 +53,7 @@ def measure(x: Array, blocks: Blocks, xp: Namespace) -> Range:
     view, axes = blocks.split(x, xp), blocks.axes
     if not axes:
         return Range(x, x)
-    low = xp.min(view, axis=axes, keepdims=True)
-    high = xp.max(view, axis=axes, keepdims=True)
+    low, high = _xp.extremes(view, axes, xp)
     if blocks.grid == blocks.spread_view:
         return Range(low, high)
     return Range(xp.reshape(low, blocks.grid), xp.reshape(high, blocks.grid))
