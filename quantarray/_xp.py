@@ -9,9 +9,9 @@ import functools
 import importlib
 import importlib.util
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib import metadata
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import array_api_compat
 import numpy as np
@@ -21,6 +21,8 @@ from quantarray.formats import DTYPES
 
 Array = Any
 Namespace = Any
+P = ParamSpec("P")
+R = TypeVar("R")
 
 # Backends by the name of the module a user imports: (compat namespace, distribution).
 BACKENDS = {
@@ -163,6 +165,15 @@ def divide(a: Array, b: Array | float, xp: Namespace) -> Array:
     return a / b
 
 
+def lookup(table: Array, codes: Array, xp: Namespace) -> Array:
+    """Take the entries of a 1-d table that codes of any shape and integer dtype name."""
+    # Never by an index of uint8, which torch takes for a mask.
+    indices = xp.astype(codes, xp.int32)
+    if xp.__name__ in (_NUMPY, _JAX):  # a reshape of all axes is one that JAX cannot shard
+        return xp.take(table, indices, axis=0)
+    return xp.reshape(xp.take(table, xp.reshape(indices, (-1,)), axis=0), codes.shape)
+
+
 def multiply(a: Array, b: Array, xp: Namespace) -> Array:
     """Multiply and round, before anything is added to the product."""
     product = a * b
@@ -252,6 +263,19 @@ def to_device(x: Array, target: Any) -> Array:
 def itemsize(name: str) -> int:
     """Give the bytes of one element of the dtypes that quantized arrays are made of."""
     return 2 if name == "bfloat16" else np.dtype(name).itemsize
+
+
+def cached(function: Callable[P, R]) -> Callable[P, R]:
+    """Cache a pure function of hashable arguments, except from torch.compile, which warns of it."""
+    remembering = functools.lru_cache(maxsize=1024)(function)
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        chosen: Any = function if is_compiling() else remembering
+        result: R = chosen(*args, **kwargs)
+        return result
+
+    return call
 
 
 def register_pytree(cls: type, data_fields: tuple[str, ...], meta_fields: tuple[str, ...]) -> None:

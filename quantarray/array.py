@@ -14,8 +14,8 @@ from quantarray.formats import DTYPES
 from quantarray.pipeline import Result, Task
 from quantarray.scheme import Block, Scheme
 
-# The stored arrays of a QuantizedArray, in the order files hold them.
-PARTS = ("data", "scale", "zero_point")
+# The stored arrays by the names files give them, in that order, and the fields that hold them.
+PARTS = {"data": "data", "scale": "scale_data", "zero_point": "zero_point"}
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -30,8 +30,9 @@ class QuantizedArray:
     data : array
         The stored codes: packed rows of uint8 where a code takes less than a byte, otherwise the
         codes themselves.
-    scale : array of float32 or float64
-        One entry per block: ``ceil(shape[i] / extent[i])`` along each axis.
+    scale_data : array
+        One entry per block, ``ceil(shape[i] / extent[i])`` along each axis: the codes of the scales
+        where the scheme stores them in a format, otherwise the scales.
     zero_point : array of the code dtype, or None
         One entry per block.
     scheme : Scheme
@@ -44,7 +45,7 @@ class QuantizedArray:
     """
 
     data: Array
-    scale: Array
+    scale_data: Array
     zero_point: Array | None
     scheme: Scheme
     tail: tuple[int, ...]
@@ -97,9 +98,14 @@ class QuantizedArray:
         return 8 * self.nbytes / self.size if self.size else math.nan
 
     @property
+    def scale(self) -> Array:
+        """The scales: float32, or float64 for float64 input, with one entry per block."""
+        return pipeline.scale_values(self.scale_data, self._task(self._namespace))
+
+    @property
     def blocks(self) -> Blocks:
         """Which elements share a scale: of the raveled array where the scheme's blocks are flat."""
-        return _blocks_of(self.scheme.block, self.shape, tuple(self.scale.shape))
+        return _blocks_of(self.scheme.block, self.shape, tuple(self.scale_data.shape))
 
     @property
     def codes(self) -> Array:
@@ -134,7 +140,7 @@ class QuantizedArray:
         data = xp.reshape(self.data, task.data_shape(task.blocks.shape))
         grid = task.blocks.grid
         zero = None if self.zero_point is None else xp.reshape(self.zero_point, grid)
-        stored = Result(data, xp.reshape(self.scale, grid), zero)
+        stored = Result(data, xp.reshape(self.scale_data, grid), zero)
         return xp.reshape(pipeline.dequantize(stored, task, name), self.shape)
 
     def _task(self, xp: Namespace) -> Task:
@@ -142,7 +148,7 @@ class QuantizedArray:
             blocks=self.blocks,
             scheme=self.scheme,
             xp=xp,
-            arithmetic=_xp.dtype_name(self.scale.dtype),
+            arithmetic=codec.arithmetic(self.dtype_name),
             concrete=_xp.is_concrete(self.data, xp),
         )
 
@@ -152,11 +158,13 @@ class QuantizedArray:
 
     def _map(self, function: Any) -> Self:
         zero = None if self.zero_point is None else function(self.zero_point)
-        return replace(self, data=function(self.data), scale=function(self.scale), zero_point=zero)
+        return replace(
+            self, data=function(self.data), scale_data=function(self.scale_data), zero_point=zero
+        )
 
     def parts(self) -> dict[str, Array]:
         """Give the stored arrays by name, without those that the scheme has not."""
-        parts = {name: getattr(self, name) for name in PARTS}
+        parts = {name: getattr(self, field) for name, field in PARTS.items()}
         return {name: part for name, part in parts.items() if part is not None}
 
     @staticmethod
@@ -256,7 +264,7 @@ def make(
     tail: tuple[int, ...] = ()
     if scheme.element.bits < 8:
         tail = shape if scheme.block.flat is not None else shape[-1:]
-    _xp.register_pytree(QuantizedArray, PARTS, ("scheme", "tail", "dtype_name"))
+    _xp.register_pytree(QuantizedArray, tuple(PARTS.values()), ("scheme", "tail", "dtype_name"))
     return QuantizedArray(stored.data, stored.scale, stored.zero_point, scheme, tail, dtype_name)
 
 
@@ -297,7 +305,7 @@ def part_specs(
     )
     specs = {
         "data": (data, codec.code_dtype(element) if element.bits >= 8 else "uint8"),
-        "scale": (grid, codec.arithmetic(dtype_name)),
+        "scale": (grid, pipeline.scale_dtype(scheme, codec.arithmetic(dtype_name))),
     }
     if scheme.zero == "point":
         specs["zero_point"] = (grid, codec.code_dtype(element))
@@ -321,14 +329,14 @@ def index(q: QuantizedArray, key: Any) -> QuantizedArray:
     chosen = [_choose(k, axis, shape[axis], extents[axis]) for axis, k in enumerate(keys)]
     dropped = [axis for axis, k in enumerate(keys) if not isinstance(k, slice)]
     data = _take(q.data, [data for data, _ in chosen], dropped)
-    scale = _take(q.scale, [blocks for _, blocks in chosen], dropped)
+    scale = _take(q.scale_data, [blocks for _, blocks in chosen], dropped)
     zero = (
         None
         if q.zero_point is None
         else _take(q.zero_point, [blocks for _, blocks in chosen], dropped)
     )
     scheme = replace(q.scheme, block=_without(q.scheme.block, dropped, len(shape)))
-    return replace(q, data=data, scale=scale, zero_point=zero, scheme=scheme)
+    return replace(q, data=data, scale_data=scale, zero_point=zero, scheme=scheme)
 
 
 def _choose(key: Any, axis: int, size: int, extent: int) -> tuple[slice, slice]:

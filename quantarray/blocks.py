@@ -5,7 +5,6 @@ have shape (6, 3), and (6, 3, 1) in the view. Padding repeats the last element, 
 last block has the range of its own elements.
 """
 
-import functools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -93,6 +92,7 @@ def work_shape(block: Block, shape: tuple[int, ...]) -> tuple[int, ...]:
     return (math.prod(shape),) if block.flat is not None or not shape else shape
 
 
+@_xp.cached
 def resolve(operation: str, block: Block, shape: tuple[int, ...]) -> Blocks:
     """Find the blocks of an array.
 
@@ -115,12 +115,6 @@ def resolve(operation: str, block: Block, shape: tuple[int, ...]) -> Blocks:
     QuantArrayError
         If `block` names an axis that the array does not have.
     """
-    # The same shapes come again and again; but torch.compile warns of the cache.
-    find = _resolve if _xp.is_compiling() else _resolve_cached
-    return find(operation, block, shape)
-
-
-def _resolve(operation: str, block: Block, shape: tuple[int, ...]) -> Blocks:
     if block.flat is not None:
         size = math.prod(shape)
         return Blocks((size,), (max(1, min(block.flat, size)),))
@@ -129,9 +123,6 @@ def _resolve(operation: str, block: Block, shape: tuple[int, ...]) -> Blocks:
         extents[_normal_axis(operation, axis, shape)] = extent
     clamped = tuple(_clamp(e, size) for e, size in zip(extents, shape, strict=True))
     return Blocks(shape, clamped) if shape else Blocks((1,), (1,))
-
-
-_resolve_cached = functools.lru_cache(maxsize=1024)(_resolve)
 
 
 def _clamp(extent: int, size: int) -> int:

@@ -2,6 +2,8 @@
 
 from typing import Any, Literal
 
+import numpy as np
+
 from quantarray import _xp, counter
 from quantarray._xp import Array, Namespace
 from quantarray.blocks import whole
@@ -10,6 +12,8 @@ from quantarray.formats import (
     DTYPES,
     LARGEST,
     SMALLEST_NORMAL,
+    Codebook,
+    Float,
     Integer,
     NumberFormat,
     number_format,
@@ -65,9 +69,133 @@ def round_to_integer(x: Array, mode: Mode, noise: Array | None, xp: Namespace) -
     return _xp.where(noise < x - floor, floor + 1, floor, xp)
 
 
-def to_codes(x: Array, element: Integer, xp: Namespace) -> Array:
+@_xp.cached
+def thresholds(
+    values: tuple[float, ...], mode: str, factor: float, dtype: str
+) -> np.ndarray[Any, Any]:
+    """Give the numbers that separate rounding to one value from rounding to the next.
+
+    Parameters
+    ----------
+    values : tuple of float
+        Ascending.
+    mode : str
+        A rounding mode; "down" or "up" to the next value; or "half_down", in which a tie goes to
+        the smaller value.
+    factor : float
+        By which the thresholds, not the values, are multiplied. Comparing `x` with them is exact
+        where dividing `x` by the factor would round.
+    dtype : str
+        "float32" or "float64".
+
+    Returns
+    -------
+    numpy.ndarray of dtype, one fewer than values
+        As many lie strictly below `x` as the index of the value that `x` is rounded to.
+    """
+    v = np.asarray(values)
+    if mode in ("down", "toward_zero", "stochastic"):
+        between, inclusive = v[1:], np.full(v.size - 1, True)
+    elif mode in ("up", "half_down"):
+        between = v[:-1] if mode == "up" else (v[1:] + v[:-1]) / 2
+        inclusive = np.full(v.size - 1, False)
+    else:  # a tie goes to the even code, or away from zero
+        between = (v[1:] + v[:-1]) / 2
+        inclusive = (
+            np.full(v.size - 1, True) if mode == "half_away" else np.arange(v.size - 1) % 2 == 1
+        )
+    with np.errstate(over="ignore"):  # nothing lies above Inf
+        between = (between * factor).astype(dtype)
+    return np.where(inclusive, np.nextafter(between, np.asarray(-np.inf, dtype)), between)
+
+
+def index_of(x: Array, between: np.ndarray[Any, Any], xp: Namespace) -> Array:
+    """Count the thresholds strictly below each element; NaN counts as any number would."""
+    table = xp.asarray(between, device=_xp.device(x))
+    return xp.astype(xp.searchsorted(table, x, side="left"), xp.int32, copy=False)
+
+
+def to_codes(
+    x: Array, element: NumberFormat, mode: Mode, noise: Array | None, xp: Namespace
+) -> Array:
+    """Round values to the codes of a number format, saturating.
+
+    Parameters
+    ----------
+    x : array of float32 or float64
+        Finite values.
+    element : NumberFormat
+        The format.
+    mode : str
+        One of `MODES`.
+    noise : array or None
+        As for `round_to_integer`.
+    xp : namespace
+        The array's.
+
+    Returns
+    -------
+    array of `code_dtype`, shape of x
+    """
+    if isinstance(element, Integer):
+        return clip_to_codes(round_to_integer(x, mode, noise, xp), element, xp)
+    dtype = _xp.dtype_name(x.dtype)
+    if isinstance(element, Codebook):
+        ascending = tuple(sorted(set(element.table)))
+        index = index_of(x, thresholds(ascending, "half_down", 1.0, dtype), xp)
+        order = xp.asarray([element.table.index(value) for value in ascending], dtype=xp.uint8)
+        return _xp.lookup(order, index, xp)
+    values = element.magnitudes
+    magnitude = xp.abs(x) if element.signed else x
+    index = index_of(magnitude, thresholds(values, mode, 1.0, dtype), xp)
+    if mode == "stochastic":
+        index = index + _goes_up(magnitude, values, index, noise, xp)
+    if not element.signed:
+        return xp.astype(index, xp.uint8)
+    negative = xp.signbit(x)
+    if element.specials == "nan_zero":
+        negative = negative & (index > 0)
+    return xp.astype(_xp.where(negative, index + (1 << (element.bits - 1)), index, xp), xp.uint8)
+
+
+def _goes_up(
+    x: Array, values: tuple[float, ...], index: Array, noise: Array | None, xp: Namespace
+) -> Array:
+    """Tell, as 0 or 1, where stochastic rounding goes to the value after `index`."""
+    table = xp.asarray(values, dtype=x.dtype, device=_xp.device(x))
+    low = _xp.lookup(table, index, xp)
+    high = _xp.lookup(table, xp.minimum(index + 1, xp.full_like(index, len(values) - 1)), xp)
+    # The step is a power of two, so that both sides are exact. There is none after the last value.
+    return xp.astype((noise * (high - low) < x - low) & (high > low), index.dtype)
+
+
+def clip_to_codes(x: Array, element: Integer, xp: Namespace) -> Array:
     """Saturate rounded values to the codes of an integer format; NaN must be gone."""
     return xp.astype(_xp.clip(x, element.min, element.max, xp), _xp.dtype(xp, code_dtype(element)))
+
+
+def to_values(codes: Array, element: NumberFormat, dtype: str, xp: Namespace) -> Array:
+    """Give the values of codes.
+
+    Parameters
+    ----------
+    codes : array of integers
+        Codes of the format.
+    element : NumberFormat
+        The format.
+    dtype : str
+        "float32" or "float64".
+    xp : namespace
+        The array's.
+
+    Returns
+    -------
+    array of dtype, shape of codes
+    """
+    if isinstance(element, Integer):
+        return xp.astype(codes, _xp.dtype(xp, dtype))
+    table = xp.asarray(element.table, dtype=_xp.dtype(xp, dtype), device=_xp.device(codes))
+    return _xp.lookup(table, codes, xp)
 
 
 def check_key(operation: str, mode: str, key: Any) -> int | None:
@@ -98,7 +226,8 @@ def encode(
     rounding : {"half_even", "half_away", "toward_zero", "stochastic"}
         How values between two codes are rounded.
     nonfinite : {"saturate", "raise"}
-        "saturate": Inf takes the extreme code and NaN the code of 0. "raise": both are refused.
+        "saturate": Inf takes the code of the largest finite value, and NaN that of 0. "raise": both
+        are refused.
     key : int, optional
         0 to 2**64 - 1; "stochastic" needs it.
 
@@ -113,16 +242,21 @@ def encode(
         If an argument is not of these.
     """
     x, xp = _xp.as_array("encode", x)
-    element = _integer_format("encode", format)
+    element = _find_format("encode", format)
     choice("encode", "rounding", rounding, MODES)
     choice("encode", "nonfinite", nonfinite, ("saturate", "raise"))
     key = check_key("encode", rounding, key)
+    if isinstance(element, Codebook) and rounding != "half_even":
+        raise QuantArrayError(
+            f"encode: rounding={rounding!r}: a codebook has only its nearest value"
+        )
     if nonfinite == "raise" and _xp.is_concrete(x, xp):
         check_finite("encode", x, xp)
     x = xp.astype(x, _xp.dtype(xp, arithmetic(_xp.dtype_name(x.dtype))), copy=False)
-    x = _xp.clip(_xp.where(xp.isnan(x), 0.0, x, xp), -BEYOND, BEYOND, xp)
+    x = _xp.where(xp.isnan(x), 0.0, x, xp)
+    x = _xp.clip(x, float(element.min), float(element.max), xp)
     noise = None if key is None else counter.uniform(key, x.shape, whole(x.shape), x, xp)
-    return to_codes(round_to_integer(x, rounding, noise, xp), element, xp)
+    return to_codes(x, element, rounding, noise, xp)
 
 
 def decode(codes: Array, format: str | NumberFormat, dtype: Any = None) -> Array:
@@ -146,16 +280,18 @@ def decode(codes: Array, format: str | NumberFormat, dtype: Any = None) -> Array
     QuantArrayError
         If an argument is not of these, or a code is none of the format's.
     """
-    element = _integer_format("decode", format)
+    element = _find_format("decode", format)
     xp = check_codes("decode", codes, element)
     target = float_dtype("decode", dtype or "float32", xp)
-    largest = LARGEST[_xp.dtype_name(target)]
-    values = xp.astype(codes, _xp.dtype(xp, "float32"))  # exact: codes have 16 bits at most
-    return xp.astype(_xp.clip(values, -largest, largest, xp), target)
+    name = _xp.dtype_name(target)
+    values = to_values(codes, element, arithmetic(name), xp)
+    if element.max > LARGEST[name] or element.min < -LARGEST[name]:
+        values = _xp.clip(values, -LARGEST[name], LARGEST[name], xp)
+    return xp.astype(values, target, copy=False)
 
 
-def check_codes(operation: str, codes: Array, element: Integer) -> Namespace:
-    """Refuse what is no array of codes of an integer format, and give the namespace of what is."""
+def check_codes(operation: str, codes: Array, element: NumberFormat) -> Namespace:
+    """Refuse what is no array of codes of a format, and give the namespace of what is."""
     try:
         xp = _xp.namespace(codes)
         name = _xp.dtype_name(codes.dtype)
@@ -168,9 +304,15 @@ def check_codes(operation: str, codes: Array, element: Integer) -> Namespace:
     if _xp.is_concrete(codes, xp) and 0 not in codes.shape:
         wide = xp.astype(codes, xp.int32) if name == "uint16" else codes  # torch reduces none
         low, high = int(xp.min(wide)), int(xp.max(wide))
-        if low < element.min or high > element.max:
+        least, most = (
+            0,
+            (len(element.table) if isinstance(element, Codebook) else 1 << element.bits) - 1,
+        )
+        if isinstance(element, Integer):
+            least, most = element.min, element.max
+        if low < least or high > most:
             raise QuantArrayError(
-                f"{operation}: codes lie in {low}..{high}: expected {element.min}..{element.max}"
+                f"{operation}: codes lie in {low}..{high}: expected {least}..{most}"
             )
     return xp
 
@@ -200,8 +342,11 @@ def check_finite(operation: str, x: Array, xp: Namespace) -> None:
         )
 
 
-def _integer_format(operation: str, format_: str | NumberFormat) -> Integer:
+def _find_format(operation: str, format_: Any) -> NumberFormat:
     element = number_format(format_) if isinstance(format_, str) else format_
-    if not isinstance(element, Integer):
-        raise QuantArrayError(f"{operation}: format={short(format_)}: expected an integer format")
+    if not isinstance(element, Integer | Float | Codebook) or element.bits > 16:
+        raise QuantArrayError(
+            f"{operation}: format={short(format_)}: "
+            "expected a name or a number format of 16 bits or less"
+        )
     return element

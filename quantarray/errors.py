@@ -14,6 +14,8 @@ class QuantArrayError(ValueError):
 
 def short(value: Any) -> str:
     """Describe a value in a few words, whatever its size and depth: it may be hostile."""
+    if hasattr(value, "shape") and hasattr(value, "dtype"):
+        return f"<{type(value).__name__} of shape {tuple(value.shape)}, {value.dtype}>"
     try:
         text = reprlib.repr(value)
     except Exception:  # a __repr__ may raise anything, as that of an integer of 5000 digits does

@@ -4,6 +4,7 @@ A number format is one of three kinds, all frozen and hashable. The element of a
 format its scale is stored in are the same type.
 """
 
+import itertools
 import math
 from dataclasses import dataclass
 from typing import Literal
@@ -37,6 +38,11 @@ class Integer:
         """The largest value."""
         return (1 << (self.bits - self.signed)) - 1
 
+    @property
+    def resolution(self) -> float:
+        """The magnitude up to which values round to zero."""
+        return 0.5
+
 
 @dataclass(frozen=True)
 class Float:
@@ -64,12 +70,13 @@ class Float:
     @property
     def max(self) -> float:
         """The largest finite value."""
-        top = (1 << (self.exponent + self.mantissa)) - 1
-        if self.specials == "ieee":
-            top -= 1 << self.mantissa
-        elif self.specials == "nan":
-            top -= 1
-        return self.magnitude(top)
+        return self.magnitude(self._finite - 1)
+
+    @property
+    def _finite(self) -> int:
+        """How many codes without a sign are finite."""
+        taken = {"ieee": 1 << self.mantissa, "nan": 1}.get(self.specials, 0)
+        return (1 << (self.exponent + self.mantissa)) - taken
 
     @property
     def min(self) -> float:
@@ -80,6 +87,41 @@ class Float:
     def smallest_normal(self) -> float:
         """The smallest value with the full precision of the mantissa."""
         return self.magnitude(1 << self.mantissa if self.mantissa else 0)
+
+    @property
+    def resolution(self) -> float:
+        """The magnitude up to which values round to zero."""
+        return self.magnitude(1) / 2
+
+    @property
+    def magnitudes(self) -> tuple[float, ...]:
+        """The finite values of the codes without a sign, in their order."""
+        return tuple(map(self.magnitude, range(self._finite)))
+
+    @property
+    def table(self) -> tuple[float, ...]:
+        """The value of every code."""
+        half = list(self.magnitudes)
+        if self.specials == "ieee":
+            half.append(math.inf)
+        half += [math.nan] * ((1 << (self.bits - self.signed)) - len(half))
+        if not self.signed:
+            return tuple(half)
+        negative = [-value for value in half]
+        if self.specials == "nan_zero":
+            negative[0] = math.nan
+        return (*half, *negative)
+
+    @property
+    def nan(self) -> int | None:
+        """The code of NaN, if there is one."""
+        quiet = 1 << self.mantissa >> 1
+        codes = {
+            "ieee": self._finite + quiet,
+            "nan": self._finite,
+            "nan_zero": 1 << (self.bits - 1),
+        }
+        return codes.get(self.specials)
 
     def magnitude(self, code: int) -> float:
         """Give the value of an unsigned code, as if no code were special.
@@ -102,31 +144,38 @@ class Float:
 
 @dataclass(frozen=True)
 class Codebook:
-    """A named table of values: code `i` means `values[i]`."""
+    """A named table of values: code `i` means `table[i]`."""
 
     name: str
-    values: tuple[float, ...]
+    table: tuple[float, ...]
 
     def __post_init__(self) -> None:
-        if not 2 <= len(self.values) <= 256 or not all(map(math.isfinite, self.values)):
+        if not 2 <= len(self.table) <= 256 or not all(map(math.isfinite, self.table)):
             raise QuantArrayError(
-                f"Codebook: name={short(self.name)}: values: expected 2 to 256 finite values"
+                f"Codebook: name={short(self.name)}: table: expected 2 to 256 finite values"
             )
 
     @property
     def bits(self) -> int:
         """Bits of a code."""
-        return max(1, (len(self.values) - 1).bit_length())
+        return (len(self.table) - 1).bit_length()
 
     @property
     def max(self) -> float:
         """The largest value."""
-        return max(self.values)
+        return max(self.table)
 
     @property
     def min(self) -> float:
         """The smallest value."""
-        return min(self.values)
+        return min(self.table)
+
+    @property
+    def resolution(self) -> float:
+        """The magnitude up to which all values round to the same code, or a smaller one."""
+        values = sorted(set(self.table))
+        midpoints = (abs(a + b) / 2 for a, b in itertools.pairwise(values))
+        return min(midpoint for midpoint in midpoints if midpoint)
 
 
 NumberFormat = Integer | Float | Codebook
@@ -154,6 +203,28 @@ FORMATS: dict[str, NumberFormat] = {
     "e2m3fn": Float(2, 3, 1, "none"),
     "e2m1fn": Float(2, 1, 1, "none"),
     "e8m0fnu": Float(8, 0, 127, "nan", signed=False),
+    # QLoRA (Dettmers et al., 2023), appendix E: quantiles of a normal distribution.
+    "nf4": Codebook(
+        "nf4",
+        (
+            -1.0,
+            -0.6961928009986877,
+            -0.5250730514526367,
+            -0.39491748809814453,
+            -0.28444138169288635,
+            -0.18477343022823334,
+            -0.09105003625154495,
+            0.0,
+            0.07958029955625534,
+            0.16093020141124725,
+            0.24611230194568634,
+            0.33791524171829224,
+            0.44070982933044434,
+            0.5626170039176941,
+            0.7229568362236023,
+            1.0,
+        ),
+    ),
 }
 
 

@@ -12,7 +12,8 @@ import numpy as np
 from quantarray import _xp, codec, counter, packing, scales
 from quantarray._xp import Array, Namespace
 from quantarray.blocks import Blocks, Part, Slices, pieces, whole
-from quantarray.formats import LARGEST, SMALLEST_NORMAL, Integer
+from quantarray.errors import QuantArrayError
+from quantarray.formats import LARGEST, SMALLEST_NORMAL, Integer, NumberFormat
 from quantarray.scales import Parameters
 from quantarray.scheme import Scheme
 
@@ -37,9 +38,8 @@ class Task:
     concrete: bool = True
 
     @property
-    def element(self) -> Integer:
+    def element(self) -> NumberFormat:
         """The element format."""
-        assert isinstance(self.scheme.element, Integer)
         return self.scheme.element
 
     @property
@@ -103,19 +103,24 @@ def quantize(x: Array, task: Task) -> Result:
         everything = whole(x.shape)
         parameters = _parameters(x, [(everything, task.blocks)], task.given, task)
         data = _encode(x, everything, task.blocks, parameters, task)
-        return Result(data, parameters.scale, _zero_point(parameters, task))
+        return Result(data, parameters.stored, _zero_point(parameters, task))
     data = np.empty(task.data_shape(x.shape), _data_dtype(task))
-    scale = np.empty(grid, task.arithmetic)
+    scale = np.empty(grid, scale_dtype(task.scheme, task.arithmetic))
     zero = np.empty(grid, task.arithmetic) if task.zero else None
     for blocks_at, parts in pieces(task.blocks, PIECE, 8):
         given = task.given and _at(task.given, blocks_at)
         parameters = _parameters(x, parts, given, task)
-        scale[blocks_at] = parameters.scale
+        scale[blocks_at] = parameters.stored
         if zero is not None:
             zero[blocks_at] = parameters.zero
         for at, blocks in parts:
             data[task.data_where(at)] = _encode(x[at], at, blocks, parameters, task)
-    return Result(data, scale, _zero_point(Parameters(scale, zero), task))
+    return Result(data, scale, _zero_point(Parameters(scale, zero, scale), task))
+
+
+def scale_dtype(scheme: Scheme, arithmetic: str) -> str:
+    """Name the dtype that scales are stored in."""
+    return arithmetic if scheme.scale.format is None else "uint8"
 
 
 def _in_pieces(task: Task) -> bool:
@@ -131,14 +136,17 @@ def _empty(x: Array, task: Task) -> Result:
     """Quantize an array without elements: there are no blocks unless they were given."""
     xp, place = task.xp, _xp.device(x)
     data = xp.zeros(task.data_shape(x.shape), dtype=_xp.dtype(xp, _data_dtype(task)), device=place)
-    ones = xp.ones(task.blocks.grid, dtype=_xp.dtype(xp, task.arithmetic), device=place)
-    parameters = task.given or Parameters(ones, ones * 0 if task.zero else None)
-    return Result(data, parameters.scale, _zero_point(parameters, task))
+    shape, dtype = task.blocks.grid, scale_dtype(task.scheme, task.arithmetic)
+    ones = xp.ones(shape, dtype=_xp.dtype(xp, dtype), device=place)
+    parameters = task.given or Parameters(ones, ones * 0 if task.zero else None, ones)
+    return Result(data, parameters.stored, _zero_point(parameters, task))
 
 
 def _at(parameters: Parameters, blocks_at: Slices) -> Parameters:
-    zero = parameters.zero
-    return Parameters(parameters.scale[blocks_at], None if zero is None else zero[blocks_at])
+    scale, zero, stored = parameters.scale, parameters.zero, parameters.stored
+    return Parameters(
+        scale[blocks_at], None if zero is None else zero[blocks_at], stored[blocks_at]
+    )
 
 
 def _zero_point(parameters: Parameters, task: Task) -> Array | None:
@@ -167,14 +175,19 @@ def _parameters(x: Array, parts: list[Part], given: Parameters | None, task: Tas
             values = _xp.where(xp.isfinite(values), values, 0.0, xp)
         ranges.append(scales.measure(values, blocks, xp))
     found = scales.join(ranges, xp)
-    finite: Array | None = found.finite(xp)
+    limit = scales.largest(task.scheme, task.arithmetic)
+    finite: Array | None = found.within(limit, xp)
     if task.nonfinite == "raise" and task.concrete:
         if not bool(xp.all(finite)):
             codec.check_finite("quantize", x, xp)
+            raise QuantArrayError(
+                f"quantize: x has elements beyond {limit:g}, which is all that the scales of "
+                f"{task.scheme.name} can reach: expected smaller ones, or another scheme"
+            )
         finite = None
     if given is None:
         return scales.derive(found, finite, task.scheme, xp)
-    return scales.poison(given, finite, xp)
+    return scales.poison(given, finite, task.scheme, xp)
 
 
 def _encode(x: Array, at: Slices, blocks: Blocks, parameters: Parameters, task: Task) -> Array:
@@ -182,14 +195,14 @@ def _encode(x: Array, at: Slices, blocks: Blocks, parameters: Parameters, task: 
     xp = task.xp
     values = _values(x, task)
     tiny = SMALLEST_NORMAL[task.arithmetic]
-    # A subnormal element can reach half a code only where the scale is this small.
-    if not (task.concrete and bool(xp.min(parameters.scale) >= 2 * tiny)):
+    # A subnormal element can be more than the code of zero only where the scale is this small.
+    if not (task.concrete and bool(xp.min(parameters.scale) >= tiny / task.element.resolution)):
         values = _xp.flush(values, tiny, xp)
     noise = None
     if task.key is not None:
         noise = blocks.split(counter.uniform(task.key, task.blocks.shape, at, values, xp), xp)
-    rounded = _round(blocks.split(values, xp), blocks, parameters, noise, task)
-    return _pack(blocks.merge(codec.to_codes(rounded, task.element, xp), xp), task)
+    codes = _codes(blocks.split(values, xp), blocks, parameters, noise, task)
+    return _pack(blocks.merge(codes, xp), task)
 
 
 def _pack(codes: Array, task: Task) -> Array:
@@ -216,21 +229,23 @@ def store(codes: Array, task: Task) -> Result:
     """
     assert task.given is not None
     codes = task.xp.astype(codes, _xp.dtype(task.xp, codec.code_dtype(task.element)))
-    return Result(_pack(codes, task), task.given.scale, _zero_point(task.given, task))
+    return Result(_pack(codes, task), task.given.stored, _zero_point(task.given, task))
 
 
-def _round(
+def _codes(
     view: Array, blocks: Blocks, parameters: Parameters, noise: Array | None, task: Task
 ) -> Array:
     """Divide by the scale, round, and add the zero point, in the order the scheme says."""
-    xp, rounding = task.xp, task.scheme.rounding
+    xp, element, rounding = task.xp, task.element, task.scheme.rounding
     quotient = _quotient(view, blocks.spread(parameters.scale, xp), task)
     if parameters.zero is None:
-        return codec.round_to_integer(quotient, rounding.mode, noise, xp)
+        return codec.to_codes(quotient, element, rounding.mode, noise, xp)
     zero = blocks.spread(parameters.zero, xp)
     if rounding.zero_added == "before":
-        return codec.round_to_integer(quotient + zero, rounding.mode, noise, xp)
-    return codec.round_to_integer(quotient, rounding.mode, noise, xp) + zero
+        return codec.to_codes(quotient + zero, element, rounding.mode, noise, xp)
+    assert isinstance(element, Integer)
+    rounded = codec.round_to_integer(quotient, rounding.mode, noise, xp)
+    return codec.clip_to_codes(rounded + zero, element, xp)
 
 
 def _quotient(view: Array, scale: Array, task: Task) -> Array:
@@ -270,7 +285,7 @@ def unpack(data: Array, count: int, task: Task) -> Array:
         return data
     xp, element = task.xp, task.element
     codes = packing.unpack(data, element.bits, task.scheme.packing.order, count, xp)
-    if not element.signed:
+    if not isinstance(element, Integer) or not element.signed:
         return codes
     half = 1 << (element.bits - 1)
     return (xp.astype(codes, xp.int8) ^ half) - half
@@ -295,7 +310,7 @@ def dequantize(stored: Result, task: Task, dtype: str) -> Array:
     """
     xp, blocks = task.xp, task.blocks
     zero = None if stored.zero_point is None else _values(stored.zero_point, task)
-    parameters = Parameters(stored.scale, zero)
+    parameters = Parameters(scale_values(stored.scale, task), zero, stored.scale)
     if 0 in blocks.shape or not _in_pieces(task):
         return _decode(stored.data, blocks, parameters, task, dtype)
     out = np.empty(blocks.shape, _xp.dtype(xp, dtype))
@@ -306,18 +321,27 @@ def dequantize(stored: Result, task: Task, dtype: str) -> Array:
     return out
 
 
+def scale_values(stored: Array, task: Task) -> Array:
+    """Give the scales that are stored, as codes or as they are."""
+    if task.scheme.scale.format is None:
+        return stored
+    return codec.to_values(stored, task.scheme.scale.format, task.arithmetic, task.xp)
+
+
 def _decode(data: Array, blocks: Blocks, parameters: Parameters, task: Task, dtype: str) -> Array:
     xp, element = task.xp, task.element
     if 0 in blocks.shape:
         return xp.zeros(blocks.shape, dtype=_xp.dtype(xp, dtype), device=_xp.device(data))
-    view = blocks.split(_values(unpack(data, blocks.shape[-1], task), task), xp)
+    codes = unpack(data, blocks.shape[-1], task)
+    view = blocks.split(codec.to_values(codes, element, task.arithmetic, xp), xp)
     steps = float(max(element.max, -element.min))
     if parameters.zero is not None:
         view = view - blocks.spread(parameters.zero, xp)
         steps = float(element.max - element.min)
     scale = blocks.spread(parameters.scale, xp)
     limit = min(LARGEST[task.arithmetic], LARGEST[dtype])
-    if task.concrete and bool(xp.max(xp.abs(parameters.scale)) < limit / steps * 0.5):
+    tiny = SMALLEST_NORMAL[task.arithmetic]
+    if task.concrete and bool(xp.max(xp.abs(scale)) < limit / steps * 0.5):
         values = view * scale
     else:
         # The largest code times its scale can overflow by an ulp. Half of it cannot.
@@ -325,4 +349,7 @@ def _decode(data: Array, blocks: Blocks, parameters: Parameters, task: Task, dty
         half = _xp.where(large, scale * 0.5, scale, xp)
         values = _xp.clip(view * half, -limit / 2, limit / 2, xp)
         values = values * _xp.where(large, xp.full_like(scale, 2.0), 1.0, xp)
+    fractions = not isinstance(element, Integer)
+    if fractions and not (task.concrete and bool(xp.min(scale) >= tiny / element.resolution)):
+        values = _xp.flush(values, tiny, xp)
     return xp.astype(blocks.merge(values, xp), _xp.dtype(xp, dtype), copy=False)

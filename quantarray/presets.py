@@ -1,10 +1,12 @@
 """The table of named schemes. A new format is a new row."""
 
 import dataclasses
-from typing import Any
+import math
+import typing
+from typing import Any, Literal
 
-from quantarray.errors import QuantArrayError, integer, short
-from quantarray.formats import Integer
+from quantarray.errors import QuantArrayError, choice, integer, short
+from quantarray.formats import FORMATS, Float, Integer, NumberFormat
 from quantarray.scheme import Block, Scale, Scheme
 
 
@@ -19,11 +21,56 @@ def _asymmetric(bits: int) -> Scheme:
     return Scheme(f"uint{bits}", element, scale=scale, zero="point")
 
 
+def _float(name: str, format_: str) -> Scheme:
+    element = FORMATS[format_]
+    return Scheme(name, element, scale=Scale("absmax", divisor=float(element.max)))
+
+
+def _microscaling(name: str, format_: str) -> Scheme:
+    element = FORMATS[format_]
+    scale = _power_of_two(element, "floor")
+    return Scheme(name, element, block=Block.group(32), scale=scale)
+
+
+def _power_of_two(element: NumberFormat, rule: str) -> Scale:
+    """Give a rule of the OCP Microscaling formats for scales that are powers of two.
+
+    With 2**e the largest power of two that the element holds: "floor", the MX specification's, is
+    2**(floor(log2(absmax)) - e), which saturates the largest elements of some blocks; "ceil" takes
+    the next power where absmax is none; "even" rounds absmax to the element's mantissa first;
+    "rceil" is the smallest power of two with which no element saturates.
+    """
+    assert isinstance(element, Float)
+    power = 2.0 ** math.floor(math.log2(element.max))
+    divisor, rounding = {
+        "floor": (power, "down"),
+        "ceil": (power, "up"),
+        "even": (power * (1 - 2.0 ** -(element.mantissa + 2)), "down"),
+        "rceil": (element.max, "up"),
+    }[rule]
+    return Scale("absmax", divisor, E8M0, typing.cast(Literal["down", "up"], rounding))
+
+
+E8M0 = typing.cast(Float, FORMATS["e8m0fnu"])
+
 PRESETS: dict[str, Scheme] = {
     preset.name: preset
     for preset in (
         *(_symmetric(bits) for bits in range(2, 9)),
         *(_asymmetric(bits) for bits in range(2, 9)),
+        _float("fp8_e4m3", "e4m3fn"),
+        _float("fp8_e5m2", "e5m2"),
+        _float("fp8_e4m3fnuz", "e4m3fnuz"),
+        _float("fp8_e5m2fnuz", "e5m2fnuz"),
+        _float("fp6_e3m2", "e3m2fn"),
+        _float("fp6_e2m3", "e2m3fn"),
+        _float("fp4_e2m1", "e2m1fn"),
+        _microscaling("mxfp8_e4m3", "e4m3fn"),
+        _microscaling("mxfp8_e5m2", "e5m2"),
+        _microscaling("mxfp6_e3m2", "e3m2fn"),
+        _microscaling("mxfp6_e2m3", "e2m3fn"),
+        _microscaling("mxfp4", "e2m1fn"),
+        Scheme("nf4", FORMATS["nf4"], Block.group(64), Scale("absmax", divisor=1.0)),
     )
 }
 
@@ -49,8 +96,9 @@ def scheme(name_or_scheme: str | Scheme, **overrides: Any) -> Scheme:
     **overrides
         ``channel_axis``, ``group_size`` (with ``group_axis``), ``block`` (a tuple with an extent
         for each of the last axes, or a `Block`) or ``flat`` (elements of the raveled array) say
-        which elements share a scale; ``rounding`` is a mode's name or a `Rounding`; any other field
-        of `Scheme` is replaced by the value given.
+        which elements share a scale; ``scale_rule`` ("floor", "ceil", "even", "rceil") is how the
+        microscaling presets make powers of two; ``rounding`` is a mode's name or a `Rounding`; any
+        other field of `Scheme` is replaced by the value given.
 
     Returns
     -------
@@ -73,6 +121,8 @@ def scheme(name_or_scheme: str | Scheme, **overrides: Any) -> Scheme:
     block = make_block(block=overrides.pop("block", None), **sizes)
     if block is not None:
         overrides["block"] = block
+    if "scale_rule" in overrides:
+        overrides["scale"] = _scale_rule(base, overrides.pop("scale_rule"))
     if isinstance(overrides.get("rounding"), str):
         overrides["rounding"] = dataclasses.replace(base.rounding, mode=overrides["rounding"])
     unknown = [k for k in overrides if k not in {f.name for f in dataclasses.fields(Scheme)}]
@@ -81,6 +131,13 @@ def scheme(name_or_scheme: str | Scheme, **overrides: Any) -> Scheme:
             f"scheme: {unknown[0]} is no choice of a scheme; see help(quantarray.scheme)"
         )
     return dataclasses.replace(base, **overrides)
+
+
+def _scale_rule(base: Scheme, rule: Any) -> Scale:
+    if base.scale.format != E8M0:
+        raise QuantArrayError(f"scheme: scale_rule: {base.name} has no power-of-two scales")
+    choice("scheme", "scale_rule", rule, ("floor", "ceil", "even", "rceil"))
+    return _power_of_two(base.element, rule)
 
 
 def _find(name_or_scheme: Any) -> Scheme:

@@ -9,7 +9,7 @@ from quantarray._xp import Array
 from quantarray.array import QuantizedArray, make
 from quantarray.blocks import Blocks
 from quantarray.errors import QuantArrayError, choice, integer, short
-from quantarray.formats import LARGEST, SMALLEST_NORMAL, Integer
+from quantarray.formats import LARGEST, SMALLEST_NORMAL
 from quantarray.pipeline import Result, Task
 from quantarray.scales import Parameters
 from quantarray.scheme import Scheme
@@ -77,7 +77,7 @@ def quantize(
     if override is not None:
         if isinstance(block, tuple | list) and len(block) != x.ndim:
             raise QuantArrayError(
-                f"quantize: block={block}: x has shape {x.shape}: expected an extent for each axis"
+                f"quantize: block={block}: x has shape {tuple(x.shape)}: expected an extent for each axis"
             )
         chosen = replace(chosen, block=override)
     choice("quantize", "nonfinite", nonfinite, codec.NONFINITE)
@@ -129,14 +129,29 @@ def _with_given(operation: str, task: Task, scale: Any, zero_point: Any, x: Arra
             f"{operation}: scheme {task.scheme.name} has a zero point: give zero_point with scale"
         )
     limits = SMALLEST_NORMAL[task.arithmetic], LARGEST[task.arithmetic]
-    given = Parameters(_per_block(operation, "scale", scale, limits, task, x), None)
+    values = _per_block(operation, "scale", scale, limits, task, x)
+    stored = _stored_scale(operation, values, task)
     if zero_point is None:
-        return replace(task, given=given)
+        return replace(task, given=Parameters(values, None, stored))
+    scheme = replace(task.scheme, zero="point")
     limits = float(task.element.min), float(task.element.max)
-    given = Parameters(
-        given.scale, _per_block(operation, "zero_point", zero_point, limits, task, x)
-    )
-    return replace(task, scheme=replace(task.scheme, zero="point"), given=given)
+    zero = _per_block(operation, "zero_point", zero_point, limits, task, x)
+    return replace(task, scheme=scheme, given=Parameters(values, zero, stored))
+
+
+def _stored_scale(operation: str, scale: Array, task: Task) -> Array:
+    """Give the codes of scales that a scheme stores in a format, refusing what it does not hold."""
+    number, xp = task.scheme.scale.format, task.xp
+    if number is None:
+        return scale
+    codes = codec.to_codes(scale, number, "half_even", None, xp)
+    held = codec.to_values(codes, number, task.arithmetic, xp)
+    if task.concrete and _xp.is_concrete(scale, xp) and not bool(xp.all(held == scale)):
+        raise QuantArrayError(
+            f"{operation}: scale has values that {task.scheme.name} cannot store: "
+            f"expected those of {number}"
+        )
+    return codes
 
 
 def _per_block(
@@ -152,7 +167,13 @@ def _per_block(
         )
     low, high = limits
     if hasattr(value, "dtype"):
-        value = xp.asarray(value, device=_xp.device(x))
+        try:
+            value = xp.asarray(value, device=_xp.device(x))
+        except Exception as failure:  # each library has its own, for what it cannot take
+            raise QuantArrayError(
+                f"{operation}: {argument}={short(value)}: expected a number or an array of "
+                f"{_xp.backend(xp)}, like x"
+            ) from failure
         known = _xp.is_concrete(value, xp) and 0 not in value.shape
         least, most = (float(xp.min(value)), float(xp.max(value))) if known else (low, high)
     else:
@@ -256,7 +277,6 @@ def from_codes(
         If an argument is not of these, or a code is none of the format's.
     """
     chosen = presets.scheme(scheme)
-    assert isinstance(chosen.element, Integer)
     xp = codec.check_codes("from_codes", codes, chosen.element)
     if shape is not None:
         sizes = shape if isinstance(shape, tuple | list) else (shape,)

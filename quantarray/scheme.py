@@ -88,13 +88,21 @@ class Scale:
     # "absmax": max |x| / divisor.  "minmax": (max - min) / divisor, the range widened to hold 0.
     rule: Literal["absmax", "minmax"] = "absmax"
     divisor: float = 127.0
-    # None: float32, or float64 for float64 input. The codes are computed from the scale as stored.
-    format: NumberFormat | None = None
+    # None: float32, or float64 for float64 input; otherwise a float format of at most 8 bits. The
+    # codes are computed from the scale as stored.
+    format: Float | None = None
+    # How the quotient becomes a value of `format`: to the nearest, or the next below or above.
+    rounding: Literal["half_even", "down", "up"] = "half_even"
     # What a block of zeros gets.
     zero_block: float = 1.0
 
     def __post_init__(self) -> None:
         choice("Scale", "rule", self.rule, ("absmax", "minmax"))
+        choice("Scale", "rounding", self.rounding, ("half_even", "down", "up"))
+        if self.format is not None and (type(self.format) is not Float or self.format.bits > 8):
+            raise QuantArrayError(
+                f"Scale: format={short(self.format)}: expected a Float of at most 8 bits, or None"
+            )
         for field in ("divisor", "zero_block"):
             value = getattr(self, field)
             if not isinstance(value, float) or not 0 < value < math.inf:
@@ -152,6 +160,18 @@ class Scheme:
                 raise QuantArrayError(
                     f"Scheme: {field}={short(getattr(self, field))}: expected {_names(expected)}"
                 )
+        if isinstance(self.element, Float) and self.element.bits > 8:
+            raise QuantArrayError(
+                f"Scheme: element of {self.element.bits} bits: expected at most 8"
+            )
+        if self.zero != "none" and not isinstance(self.element, Integer):
+            raise QuantArrayError(
+                f"Scheme: zero={self.zero!r}: only integer elements have zero points"
+            )
+        if isinstance(self.element, Codebook) and self.rounding.mode != "half_even":
+            raise QuantArrayError("Scheme: rounding: a codebook has only its nearest value")
+        if self.scale.rule == "minmax" and self.scale.format is not None:
+            raise QuantArrayError("Scheme: scale: a format is stored for the rule 'absmax' only")
 
     def __str__(self) -> str:
         return f"{self.name} ({self.block})"
