@@ -1,7 +1,7 @@
 """Quantize any array, in any array library, to any published format."""
 
 from quantarray.array import QuantizedArray
-from quantarray.codec import decode, encode
+from quantarray.cast import decode, encode
 from quantarray.errors import QuantArrayError
 from quantarray.io import load, save
 from quantarray.metrics import Comparison, ErrorReport, compare, error

@@ -1,12 +1,11 @@
 """The container of codes and their parameters."""
 
 import math
-import operator
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
-from quantarray import _xp, codec, packing, pipeline
+from quantarray import _xp, arguments, codec, indexing, packing, pipeline
 from quantarray._xp import Array, Namespace
 from quantarray.blocks import Blocks, resolve, work_shape
 from quantarray.errors import QuantArrayError, short
@@ -135,7 +134,7 @@ class QuantizedArray:
         xp = self._namespace
         name = self.dtype_name
         if dtype is not None:
-            name = _xp.dtype_name(codec.float_dtype("dequantize", dtype, xp))
+            name = _xp.dtype_name(arguments.float_dtype("dequantize", dtype, xp))
         task = self._task(xp)
         data = xp.reshape(self.data, task.data_shape(task.blocks.shape))
         grid = task.blocks.grid
@@ -221,7 +220,16 @@ class QuantizedArray:
         QuantArrayError
             If the index is out of bounds or not of these.
         """
-        return index(self, key)
+        shape, flat = self.shape, self.scheme.block.flat is not None
+        where = indexing.resolve(key, shape, self.blocks.extents, packed=self._packed, flat=flat)
+        zero = self.zero_point
+        return replace(
+            self,
+            data=where.take(self.data),
+            scale_data=where.take_blocks(self.scale_data),
+            zero_point=None if zero is None else where.take_blocks(zero),
+            scheme=replace(self.scheme, block=where.rename(self.scheme.block, len(shape))),
+        )
 
     def __len__(self) -> int:
         if not self.shape:
@@ -310,76 +318,3 @@ def part_specs(
     if scheme.zero == "point":
         specs["zero_point"] = (grid, codec.code_dtype(element))
     return specs
-
-
-def index(q: QuantizedArray, key: Any) -> QuantizedArray:
-    """Index a quantized array; see `QuantizedArray.__getitem__`."""
-    keys = key if isinstance(key, tuple) else (key,)
-    keys = keys[:-1] if keys and keys[-1] is ... else keys
-    shape = q.shape
-    if q.scheme.block.flat is not None and keys:
-        raise QuantArrayError("index: flat blocks do not follow the axes: dequantize first")
-    if len(keys) > len(shape):
-        raise QuantArrayError(f"index: {len(keys)} indices for shape {shape}")
-    if len(keys) == len(shape) and q.scheme.element.bits < 8 and keys:
-        raise QuantArrayError(
-            f"index: the last axis of shape {shape} is packed: index the axes before it"
-        )
-    extents = q.blocks.extents
-    chosen = [_choose(k, axis, shape[axis], extents[axis]) for axis, k in enumerate(keys)]
-    dropped = [axis for axis, k in enumerate(keys) if not isinstance(k, slice)]
-    data = _take(q.data, [data for data, _ in chosen], dropped)
-    scale = _take(q.scale_data, [blocks for _, blocks in chosen], dropped)
-    zero = (
-        None
-        if q.zero_point is None
-        else _take(q.zero_point, [blocks for _, blocks in chosen], dropped)
-    )
-    scheme = replace(q.scheme, block=_without(q.scheme.block, dropped, len(shape)))
-    return replace(q, data=data, scale_data=scale, zero_point=zero, scheme=scheme)
-
-
-def _choose(key: Any, axis: int, size: int, extent: int) -> tuple[slice, slice]:
-    """Give where an index of one axis lies, among the elements and among the blocks."""
-    if isinstance(key, slice):
-        start, stop, step = key.indices(size)
-        if step < 1:
-            raise QuantArrayError(f"index: {key} of axis {axis}: expected a positive step")
-        stop = max(start, stop)
-        if extent == 1:
-            return slice(start, stop, step), slice(start, stop, step)
-        if extent >= size:
-            return slice(start, stop, step), slice(0, 1 if start < stop else 0)
-        if step == 1 and start % extent == 0 and (stop % extent == 0 or stop == size):
-            return slice(start, stop), slice(start // extent, -(-stop // extent))
-        raise QuantArrayError(
-            f"index: {key} of axis {axis} cuts blocks of {extent}: expected multiples of {extent}"
-        )
-    try:
-        if isinstance(key, bool):
-            raise TypeError
-        i = operator.index(key)
-    except TypeError:
-        raise QuantArrayError(
-            f"index: {short(key)}: expected integers and slices of leading axes"
-        ) from None
-    if not -size <= i < size:
-        raise QuantArrayError(f"index: {i} of axis {axis}: the axis has {size} elements")
-    i %= size
-    return slice(i, i + 1), slice(i // extent, i // extent + 1)
-
-
-def _take(part: Array, where: list[slice], dropped: list[int]) -> Array:
-    taken = part[(*where, ...)]
-    shape = tuple(size for axis, size in enumerate(taken.shape) if axis not in dropped)
-    return _xp.namespace(part).reshape(taken, shape)
-
-
-def _without(block: Block, dropped: list[int], ndim: int) -> Block:
-    """Rename the axes of a block, counted from the end, after some are dropped."""
-    axes = tuple(
-        (axis + sum(d > axis + ndim for d in dropped), extent)
-        for axis, extent in block.axes
-        if axis + ndim not in dropped
-    )
-    return replace(block, axes=axes)

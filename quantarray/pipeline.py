@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from quantarray import _xp, codec, counter, packing, scales
+from quantarray import _xp, arguments, codec, counter, packing, scales
 from quantarray._xp import Array, Namespace
 from quantarray.blocks import Blocks, Part, Slices, pieces, whole
 from quantarray.errors import QuantArrayError
@@ -179,7 +179,7 @@ def _parameters(x: Array, parts: list[Part], given: Parameters | None, task: Tas
     finite: Array | None = found.within(limit, xp)
     if task.nonfinite == "raise" and task.concrete:
         if not bool(xp.all(finite)):
-            codec.check_finite("quantize", x, xp)
+            arguments.check_finite("quantize", x, xp)
             raise QuantArrayError(
                 f"quantize: x has elements beyond {limit:g}, which is all that the scales of "
                 f"{task.scheme.name} can reach: expected smaller ones, or another scheme"

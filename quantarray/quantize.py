@@ -4,7 +4,7 @@ import math
 from dataclasses import replace
 from typing import Any
 
-from quantarray import _xp, blocks, codec, pipeline, presets
+from quantarray import _xp, arguments, blocks, codec, pipeline, presets
 from quantarray._xp import Array
 from quantarray.array import QuantizedArray, make
 from quantarray.blocks import Blocks
@@ -77,11 +77,12 @@ def quantize(
     if override is not None:
         if isinstance(block, tuple | list) and len(block) != x.ndim:
             raise QuantArrayError(
-                f"quantize: block={block}: x has shape {tuple(x.shape)}: expected an extent for each axis"
+                f"quantize: block={block}: x has shape {tuple(x.shape)}: "
+                "expected an extent for each axis"
             )
         chosen = replace(chosen, block=override)
-    choice("quantize", "nonfinite", nonfinite, codec.NONFINITE)
-    key = codec.check_key("quantize", chosen.rounding.mode, key)
+    choice("quantize", "nonfinite", nonfinite, arguments.NONFINITE)
+    key = arguments.check_key("quantize", chosen.rounding.mode, key)
     dtype_name = _xp.dtype_name(x.dtype)
     chosen, found = _blocks(chosen, tuple(x.shape))
     task = Task(
@@ -277,7 +278,7 @@ def from_codes(
         If an argument is not of these, or a code is none of the format's.
     """
     chosen = presets.scheme(scheme)
-    xp = codec.check_codes("from_codes", codes, chosen.element)
+    xp = arguments.check_codes("from_codes", codes, chosen.element)
     if shape is not None:
         sizes = shape if isinstance(shape, tuple | list) else (shape,)
         shape = tuple(integer("from_codes", "shape", size, 0, 1 << 62) for size in sizes)
@@ -286,7 +287,7 @@ def from_codes(
                 f"from_codes: shape={shape}: codes has shape {tuple(codes.shape)}"
             )
         codes = xp.reshape(codes, shape)
-    dtype_name = _xp.dtype_name(codec.float_dtype("from_codes", dtype, xp))
+    dtype_name = _xp.dtype_name(arguments.float_dtype("from_codes", dtype, xp))
     chosen, found = _blocks(chosen, tuple(codes.shape))
     task = Task(
         found, chosen, xp, codec.arithmetic(dtype_name), concrete=_xp.is_concrete(codes, xp)
