@@ -95,6 +95,9 @@ def as_array(operation: str, x: Array) -> tuple[Array, Namespace]:
         raise QuantArrayError(
             f"{operation}: x has shape {x.shape}: expected known sizes (compute_chunk_sizes())"
         )
+    if backend(xp) == "dask" and any(0 in sizes for sizes in x.chunks):
+        # Dask's own reductions fail on empty chunks, which boolean indexing leaves.
+        x = x.rechunk(tuple(tuple(filter(None, sizes)) or (0,) for sizes in x.chunks))
     if getattr(x, "layout", None) is not None and str(x.layout) != "torch.strided":
         raise QuantArrayError(f"{operation}: x has layout {x.layout}: expected a dense tensor")
     return x, xp
@@ -275,6 +278,21 @@ def cached(function: Callable[P, R]) -> Callable[P, R]:
         result: R = chosen(*args, **kwargs)
         return result
 
+    return call
+
+
+def constant(function: Callable[P, R]) -> Callable[P, R]:
+    """Cache a function of constants that torch.compile must run, not trace."""
+    remembering = functools.lru_cache(maxsize=1024)(function)
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        chosen: Any = remembering
+        result: R = chosen(*args, **kwargs)
+        return result
+
+    # What torch.compiler.assume_constant_result sets; torch may not even be installed.
+    call._dynamo_marked_constant = True  # type: ignore[attr-defined]
     return call
 
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from quantarray import _xp
 from quantarray._xp import Array, Namespace
-from quantarray.formats import SMALLEST_NORMAL, Codebook, Integer, NumberFormat
+from quantarray.formats import SMALLEST_NORMAL, Codebook, Float, Integer, NumberFormat
 
 Mode = Literal["half_even", "half_away", "toward_zero", "stochastic"]
 MODES: tuple[Mode, ...] = ("half_even", "half_away", "toward_zero", "stochastic")
@@ -57,7 +57,7 @@ def round_to_integer(x: Array, mode: Mode, noise: Array | None, xp: Namespace) -
     return _xp.where(noise < x - floor, floor + 1, floor, xp)
 
 
-@_xp.cached
+@_xp.constant
 def thresholds(
     values: tuple[float, ...], mode: str, factor: float, dtype: str
 ) -> np.ndarray[Any, Any]:
@@ -97,6 +97,12 @@ def thresholds(
     return np.where(inclusive, np.nextafter(between, np.asarray(-np.inf, dtype)), between)
 
 
+@_xp.constant
+def values_of(element: Float | Codebook) -> tuple[float, ...]:
+    """Give the value of every code."""
+    return element.table
+
+
 def index_of(x: Array, between: np.ndarray[Any, Any], xp: Namespace) -> Array:
     """Count the thresholds strictly below each element; NaN counts as any number would."""
     table = xp.asarray(between, device=_xp.device(x))
@@ -131,7 +137,8 @@ def to_codes(
     if isinstance(element, Codebook):
         ascending = tuple(sorted(set(element.table)))
         index = index_of(x, thresholds(ascending, "half_down", 1.0, dtype), xp)
-        order = xp.asarray([element.table.index(value) for value in ascending], dtype=xp.uint8)
+        indices = [element.table.index(value) for value in ascending]
+        order = xp.asarray(indices, dtype=xp.uint8, device=_xp.device(x))
         return _xp.lookup(order, index, xp)
     values = element.magnitudes
     magnitude = xp.abs(x) if element.signed else x
@@ -182,5 +189,5 @@ def to_values(codes: Array, element: NumberFormat, dtype: str, xp: Namespace) ->
     """
     if isinstance(element, Integer):
         return xp.astype(codes, _xp.dtype(xp, dtype))
-    table = xp.asarray(element.table, dtype=_xp.dtype(xp, dtype), device=_xp.device(codes))
+    table = xp.asarray(values_of(element), dtype=_xp.dtype(xp, dtype), device=_xp.device(codes))
     return _xp.lookup(table, codes, xp)

@@ -136,7 +136,7 @@ class Float:
         float
             Exact: every format here fits a Python float.
         """
-        exponent, mantissa = divmod(code, 1 << self.mantissa)
+        exponent, mantissa = code >> self.mantissa, code & ((1 << self.mantissa) - 1)
         if exponent == 0 and self.mantissa:
             return mantissa * 2.0 ** (1 - self.bias - self.mantissa)
         return (1.0 + mantissa * 2.0**-self.mantissa) * 2.0 ** (exponent - self.bias)

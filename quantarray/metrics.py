@@ -113,13 +113,14 @@ def error(x: Array, q: QuantizedArray) -> ErrorReport:
     for grid, parts in pieces(q.blocks, PIECE):
         for at, part in parts:
             a, b = original[at].astype(np.float64), decoded[at].astype(np.float64)
-            noise += float(np.sum((a - b) ** 2))
-            signal += float(np.sum(a * a))
-            power += float(np.sum(b * b))
-            product += float(np.sum(a * b))
+            with np.errstate(over="ignore"):  # the square of 1e200 is Inf, and so is the mean
+                noise += float(np.sum((a - b) ** 2))
+                signal += float(np.sum(a * a))
+                power += float(np.sum(b * b))
+                product += float(np.sum(a * b))
             largest = np.max(part.split(abs(a - b), np), axis=part.axes).reshape(part.grid)
             here = np.unravel_index(np.argmax(largest), part.grid)  # NaN counts as the largest
-            if not largest[here] <= worst:
+            if not math.isnan(worst) and not largest[here] <= worst:
                 worst = float(largest[here])
                 worst_block = tuple(g.start + int(i) for g, i in zip(grid, here, strict=True))
     return ErrorReport(

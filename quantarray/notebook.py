@@ -135,7 +135,8 @@ def calculate_mean_squared_error(original: Array, reconstructed: Array) -> float
 def _quantize(matrix: Array, scheme: str) -> tuple[Array, Array]:
     q = quantize(matrix, scheme)
     xp = _xp.namespace(q.scale)
-    return q.codes, xp.reshape(q.scale, ())
+    scale = q.scale if q.size else xp.ones((1,), dtype=q.scale.dtype)
+    return q.codes, xp.reshape(scale, ())
 
 
 def _dequantize(codes: Array, scale: Array | float, scheme: str) -> Array:
