@@ -172,9 +172,26 @@ def lookup(table: Array, codes: Array, xp: Namespace) -> Array:
     """Take the entries of a 1-d table that codes of any shape and integer dtype name."""
     # Never by an index of uint8, which torch takes for a mask.
     indices = xp.astype(codes, xp.int32)
-    if xp.__name__ in (_NUMPY, _JAX):  # a reshape of all axes is one that JAX cannot shard
+    if xp.__name__ == _JAX:  # it shards no other way of indexing over meshes of explicit axes
+        return table.at[indices].get(out_sharding=sys.modules["jax"].typeof(indices).sharding)
+    if xp.__name__ == _NUMPY:
         return xp.take(table, indices, axis=0)
     return xp.reshape(xp.take(table, xp.reshape(indices, (-1,)), axis=0), codes.shape)
+
+
+def count_below(table: Array, x: Array, xp: Namespace) -> Array:
+    """Count the entries of an ascending table that lie strictly below each element, as int32."""
+    if xp.__name__ != _JAX:
+        return xp.astype(xp.searchsorted(table, x, side="left"), xp.int32, copy=False)
+    if table.size < 32:
+        return xp.searchsorted(table, x, side="left", method="compare_all")
+    # A binary search without a loop, three times as fast as JAX's own, which no mesh can shard.
+    steps = [1 << bit for bit in reversed(range(table.size.bit_length()))]
+    padding = xp.full((2 * steps[0] - 1 - table.size,), xp.inf, dtype=table.dtype)
+    table, index = xp.concat([table, padding]), xp.zeros_like(x, dtype=xp.int32)
+    for step in steps:
+        index = xp.where(lookup(table, index + (step - 1), xp) < x, index + step, index)
+    return index
 
 
 def multiply(a: Array, b: Array, xp: Namespace) -> Array:
@@ -256,6 +273,14 @@ def device(x: Array) -> Any:
     if torch is not None and isinstance(x, torch.Tensor):  # for the same reason as in namespace
         return x.device
     return array_api_compat.device(x)
+
+
+def beside(x: Array) -> Any:
+    """Give the device on which to create what is combined with an array."""
+    # That of a sharded JAX array is its sharding, which other shapes cannot have; and JAX moves
+    # what was put on no device in particular.
+    jax = sys.modules.get("jax")
+    return None if jax is not None and isinstance(x, jax.Array) else device(x)
 
 
 def to_device(x: Array, target: Any) -> Array:

@@ -105,8 +105,8 @@ def values_of(element: Float | Codebook) -> tuple[float, ...]:
 
 def index_of(x: Array, between: np.ndarray[Any, Any], xp: Namespace) -> Array:
     """Count the thresholds strictly below each element; NaN counts as any number would."""
-    table = xp.asarray(between, device=_xp.device(x))
-    return xp.astype(xp.searchsorted(table, x, side="left"), xp.int32, copy=False)
+    table = xp.asarray(between, device=_xp.beside(x))
+    return _xp.count_below(table, x, xp)
 
 
 def to_codes(
@@ -138,7 +138,7 @@ def to_codes(
         ascending = tuple(sorted(set(element.table)))
         index = index_of(x, thresholds(ascending, "half_down", 1.0, dtype), xp)
         indices = [element.table.index(value) for value in ascending]
-        order = xp.asarray(indices, dtype=xp.uint8, device=_xp.device(x))
+        order = xp.asarray(indices, dtype=xp.uint8, device=_xp.beside(x))
         return _xp.lookup(order, index, xp)
     values = element.magnitudes
     magnitude = xp.abs(x) if element.signed else x
@@ -157,7 +157,7 @@ def _goes_up(
     x: Array, values: tuple[float, ...], index: Array, noise: Array | None, xp: Namespace
 ) -> Array:
     """Tell, as 0 or 1, where stochastic rounding goes to the value after `index`."""
-    table = xp.asarray(values, dtype=x.dtype, device=_xp.device(x))
+    table = xp.asarray(values, dtype=x.dtype, device=_xp.beside(x))
     low = _xp.lookup(table, index, xp)
     high = _xp.lookup(table, xp.minimum(index + 1, xp.full_like(index, len(values) - 1)), xp)
     # The step is a power of two, so that both sides are exact. There is none after the last value.
@@ -189,5 +189,5 @@ def to_values(codes: Array, element: NumberFormat, dtype: str, xp: Namespace) ->
     """
     if isinstance(element, Integer):
         return xp.astype(codes, _xp.dtype(xp, dtype))
-    table = xp.asarray(values_of(element), dtype=_xp.dtype(xp, dtype), device=_xp.device(codes))
+    table = xp.asarray(values_of(element), dtype=_xp.dtype(xp, dtype), device=_xp.beside(codes))
     return _xp.lookup(table, codes, xp)

@@ -85,10 +85,10 @@ def _counters(
         )
     dtype = xp.int64 if wide else xp.int32
     index = xp.zeros(
-        (1,), dtype=dtype, device=_xp.device(x)
+        (1,), dtype=dtype, device=_xp.beside(x)
     )  # 1-d: NumPy warns of scalars that wrap
     for axis, length in enumerate(shape):
-        along = xp.arange(where[axis].start, where[axis].stop, dtype=dtype, device=_xp.device(x))
+        along = xp.arange(where[axis].start, where[axis].stop, dtype=dtype, device=_xp.beside(x))
         index = index[..., None] * length + along
     if not wide:
         return index, index & 0

@@ -111,7 +111,7 @@ def _columns(x: Array, units: int, size: int, xp: Namespace) -> Array:
 
 
 def _zeros(like: Array, count: int, xp: Namespace) -> Array:
-    return xp.zeros((*like.shape[:-1], count), dtype=like.dtype, device=_xp.device(like))
+    return xp.zeros((*like.shape[:-1], count), dtype=like.dtype, device=_xp.beside(like))
 
 
 def _interleave(parts: list[Array], count: int, xp: Namespace) -> Array:

@@ -134,7 +134,7 @@ def _data_dtype(task: Task) -> str:
 
 def _empty(x: Array, task: Task) -> Result:
     """Quantize an array without elements: there are no blocks unless they were given."""
-    xp, place = task.xp, _xp.device(x)
+    xp, place = task.xp, _xp.beside(x)
     data = xp.zeros(task.data_shape(x.shape), dtype=_xp.dtype(xp, _data_dtype(task)), device=place)
     shape, dtype = task.blocks.grid, scale_dtype(task.scheme, task.arithmetic)
     ones = xp.ones(shape, dtype=_xp.dtype(xp, dtype), device=place)
@@ -331,7 +331,7 @@ def scale_values(stored: Array, task: Task) -> Array:
 def _decode(data: Array, blocks: Blocks, parameters: Parameters, task: Task, dtype: str) -> Array:
     xp, element = task.xp, task.element
     if 0 in blocks.shape:
-        return xp.zeros(blocks.shape, dtype=_xp.dtype(xp, dtype), device=_xp.device(data))
+        return xp.zeros(blocks.shape, dtype=_xp.dtype(xp, dtype), device=_xp.beside(data))
     codes = unpack(data, blocks.shape[-1], task)
     view = blocks.split(codec.to_values(codes, element, task.arithmetic, xp), xp)
     steps = float(max(element.max, -element.min))

@@ -169,7 +169,7 @@ def _per_block(
     low, high = limits
     if hasattr(value, "dtype"):
         try:
-            value = xp.asarray(value, device=_xp.device(x))
+            value = xp.asarray(value, device=_xp.beside(x))
         except Exception as failure:  # each library has its own, for what it cannot take
             raise QuantArrayError(
                 f"{operation}: {argument}={short(value)}: expected a number or an array of "
@@ -184,7 +184,7 @@ def _per_block(
             f"{operation}: {argument} lies in {short(least)}..{short(most)}: "
             f"expected {low:g} to {high:g}"
         )
-    array = xp.asarray(value, dtype=_xp.dtype(xp, task.arithmetic), device=_xp.device(x))
+    array = xp.asarray(value, dtype=_xp.dtype(xp, task.arithmetic), device=_xp.beside(x))
     shape = tuple(array.shape)
     if math.prod(shape) == 1:
         return xp.broadcast_to(xp.reshape(array, (1,) * len(grid)), grid)
