@@ -100,7 +100,16 @@ def as_array(operation: str, x: Array) -> tuple[Array, Namespace]:
         x = x.rechunk(tuple(tuple(filter(None, sizes)) or (0,) for sizes in x.chunks))
     if getattr(x, "layout", None) is not None and str(x.layout) != "torch.strided":
         raise QuantArrayError(f"{operation}: x has layout {x.layout}: expected a dense tensor")
-    return x, xp
+    return _without_gradient(x, xp), xp
+
+
+def _without_gradient(x: Array, xp: Namespace) -> Array:
+    """Keep gradients out: those that flow through the scales alone would be wrong ones."""
+    if xp.__name__ == _TORCH and x.requires_grad:
+        return x.detach()
+    if xp.__name__ == _JAX and not is_concrete(x, xp):
+        return sys.modules["jax"].lax.stop_gradient(x)
+    return x
 
 
 def is_concrete(x: Array, xp: Namespace) -> bool:

@@ -118,7 +118,7 @@ def scheme(name_or_scheme: str | Scheme, **overrides: Any) -> Scheme:
         for k in ("channel_axis", "group_size", "group_axis", "flat")
         if k in overrides
     }
-    block = make_block(block=overrides.pop("block", None), **sizes)
+    block = make_block("scheme", block=overrides.pop("block", None), **sizes)
     if block is not None:
         overrides["block"] = block
     if "scale_rule" in overrides:
@@ -151,6 +151,7 @@ def _find(name_or_scheme: Any) -> Scheme:
 
 
 def make_block(
+    operation: str,
     *,
     channel_axis: int | None = None,
     group_size: int | None = None,
@@ -162,6 +163,8 @@ def make_block(
 
     Parameters
     ----------
+    operation : str
+        Who asks, for the message.
     channel_axis, group_size, block, flat
         At most one of them; see `scheme`.
     group_axis : int
@@ -183,23 +186,23 @@ def make_block(
         return None
     if len(given) > 1:
         raise QuantArrayError(
-            f"scheme: {' and '.join(given)} exclude one another: give one of them"
+            f"{operation}: {' and '.join(given)} exclude one another: give one of them"
         )
     if group_size is None and group_axis != -1:
-        raise QuantArrayError(f"scheme: group_axis={short(group_axis)} needs a group_size")
+        raise QuantArrayError(f"{operation}: group_axis={short(group_axis)} needs a group_size")
     if channel_axis is not None:
-        return Block.channel(integer("scheme", "channel_axis", channel_axis, -64, 63))
+        return Block.channel(integer(operation, "channel_axis", channel_axis, -64, 63))
     if group_size is not None:
-        size = integer("scheme", "group_size", group_size, 1, 1 << 62)
-        return Block.group(size, integer("scheme", "group_axis", group_axis, -64, 63))
+        size = integer(operation, "group_size", group_size, 1, 1 << 62)
+        return Block.group(size, integer(operation, "group_axis", group_axis, -64, 63))
     if flat is not None:
-        return Block(flat=integer("scheme", "flat", flat, 1, 1 << 62))
+        return Block(flat=integer(operation, "flat", flat, 1, 1 << 62))
     if isinstance(block, tuple | list):
         return Block.tile(
-            tuple(integer("scheme", "block", extent, -1, 1 << 62) for extent in block)
+            tuple(integer(operation, "block", extent, -1, 1 << 62) for extent in block)
         )
     if isinstance(block, Block):
         return block
     raise QuantArrayError(
-        f"scheme: block={short(block)}: expected an extent for each axis, such as (1, 128)"
+        f"{operation}: block={short(block)}: expected an extent for each axis, such as (1, 128)"
     )

@@ -28,7 +28,7 @@ def quantize(
     nonfinite: str = "raise",
     key: int | None = None,
 ) -> QuantizedArray:
-    """Quantize an array.
+    """Quantize an array. No gradient flows through it.
 
     Parameters
     ----------
@@ -72,7 +72,11 @@ def quantize(
     x, xp = _xp.as_array("quantize", x)
     chosen = presets.scheme(scheme)
     override = presets.make_block(
-        channel_axis=channel_axis, group_size=group_size, group_axis=group_axis, block=block
+        "quantize",
+        channel_axis=channel_axis,
+        group_size=group_size,
+        group_axis=group_axis,
+        block=block,
     )
     if override is not None:
         if isinstance(block, tuple | list) and len(block) != x.ndim:
@@ -84,7 +88,7 @@ def quantize(
     choice("quantize", "nonfinite", nonfinite, arguments.NONFINITE)
     key = arguments.check_key("quantize", chosen.rounding.mode, key)
     dtype_name = _xp.dtype_name(x.dtype)
-    chosen, found = _blocks(chosen, tuple(x.shape))
+    chosen, found = _blocks("quantize", chosen, tuple(x.shape))
     task = Task(
         blocks=found,
         scheme=chosen,
@@ -100,10 +104,10 @@ def quantize(
     return _contain(stored, task, tuple(x.shape), dtype_name)
 
 
-def _blocks(scheme: Scheme, shape: tuple[int, ...]) -> tuple[Scheme, Blocks]:
+def _blocks(operation: str, scheme: Scheme, shape: tuple[int, ...]) -> tuple[Scheme, Blocks]:
     """Fit a scheme to a shape: count its axes from the end, and find its blocks."""
-    block = blocks.from_end("quantize", scheme.block, shape)
-    found = blocks.resolve("quantize", block, shape)
+    block = blocks.from_end(operation, scheme.block, shape)
+    found = blocks.resolve(operation, block, shape)
     return scheme if block is scheme.block else replace(scheme, block=block), found
 
 
@@ -288,7 +292,7 @@ def from_codes(
             )
         codes = xp.reshape(codes, shape)
     dtype_name = _xp.dtype_name(arguments.float_dtype("from_codes", dtype, xp))
-    chosen, found = _blocks(chosen, tuple(codes.shape))
+    chosen, found = _blocks("from_codes", chosen, tuple(codes.shape))
     task = Task(
         found, chosen, xp, codec.arithmetic(dtype_name), concrete=_xp.is_concrete(codes, xp)
     )
