@@ -1,11 +1,11 @@
 """The container of codes and their parameters."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
-from quantarray import _xp, arguments, codec, indexing, packing, pipeline
+from quantarray import _xp, arguments, codec, indexing, packing, pipeline, scales
 from quantarray._xp import Array, Namespace
 from quantarray.blocks import Blocks, resolve, work_shape
 from quantarray.errors import QuantArrayError, short
@@ -14,12 +14,20 @@ from quantarray.pipeline import Result, Task
 from quantarray.scheme import Block, Scheme
 
 # The stored arrays by the names files give them, in that order, and the fields that hold them.
-PARTS = {"data": "data", "scale": "scale_data", "zero_point": "zero_point"}
+PARTS = {
+    "data": "data",
+    "scale": "scale_data",
+    "zero_point": "zero_point",
+    "offset": "offset",
+}
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class QuantizedArray:
-    """Codes, and what they mean: ``x = scale * (codes - zero_point)``, block by block.
+    """Codes, and what they mean: ``x = scale * (v(codes) - zero_point) + offset``, block by block.
+
+    `v` gives the values of the element format's codes. A scheme has a zero point, an offset, or
+    neither.
 
     `quantize` and `from_codes` make it. Its arrays live in one namespace, on one device. Nothing is
     checked when it is built from its fields, because JAX and torch rebuild it while they trace.
@@ -31,8 +39,10 @@ class QuantizedArray:
         codes themselves.
     scale_data : array
         One entry per block, ``ceil(shape[i] / extent[i])`` along each axis: the codes of the scales
-        where the scheme stores them in a format, otherwise the scales.
+        where the scheme stores them in a format of 8 bits, otherwise the scales.
     zero_point : array of the code dtype, or None
+        One entry per block.
+    offset : array of float32 or float64, or None
         One entry per block.
     scheme : Scheme
         What the codes mean. Its block counts axes from the end.
@@ -46,6 +56,7 @@ class QuantizedArray:
     data: Array
     scale_data: Array
     zero_point: Array | None
+    offset: Array | None
     scheme: Scheme
     tail: tuple[int, ...]
     dtype_name: str
@@ -99,7 +110,8 @@ class QuantizedArray:
     @property
     def scale(self) -> Array:
         """The scales: float32, or float64 for float64 input, with one entry per block."""
-        return pipeline.scale_values(self.scale_data, self._task(self._namespace))
+        dtype = codec.arithmetic(self.dtype_name)
+        return scales.as_values(self.scale_data, self.scheme, dtype, self._namespace)
 
     @property
     def blocks(self) -> Blocks:
@@ -137,9 +149,10 @@ class QuantizedArray:
             name = _xp.dtype_name(arguments.float_dtype("dequantize", dtype, xp))
         task = self._task(xp)
         data = xp.reshape(self.data, task.data_shape(task.blocks.shape))
-        grid = task.blocks.grid
-        zero = None if self.zero_point is None else xp.reshape(self.zero_point, grid)
-        stored = Result(data, xp.reshape(self.scale_data, grid), zero)
+        per_block = (self.scale_data, self.zero_point, self.offset)
+        stored = Result(
+            data, *(None if p is None else xp.reshape(p, task.blocks.grid) for p in per_block)
+        )
         return xp.reshape(pipeline.dequantize(stored, task, name), self.shape)
 
     def _task(self, xp: Namespace) -> Task:
@@ -153,13 +166,17 @@ class QuantizedArray:
 
     def to_device(self, device: Any) -> Self:
         """Copy to a device of the same array library."""
-        return self._map(lambda part: _xp.to_device(part, device))
 
-    def _map(self, function: Any) -> Self:
-        zero = None if self.zero_point is None else function(self.zero_point)
-        return replace(
-            self, data=function(self.data), scale_data=function(self.scale_data), zero_point=zero
-        )
+        def move(part: Array) -> Array:
+            return _xp.to_device(part, device)
+
+        return self._map(move, move)
+
+    def _map(self, data: Callable[[Array], Array], per_block: Callable[[Array], Array]) -> Self:
+        """Apply one function to the stored codes, and one to all that has an entry per block."""
+        fields = [field for field in PARTS.values() if getattr(self, field) is not None]
+        changed = {field: per_block(getattr(self, field)) for field in fields if field != "data"}
+        return replace(self, data=data(self.data), **changed)
 
     def parts(self) -> dict[str, Array]:
         """Give the stored arrays by name, without those that the scheme has not."""
@@ -199,7 +216,7 @@ class QuantizedArray:
                 raise QuantArrayError(
                     f"QuantizedArray: part {k!r}: {found.get(k)}: expected {specs.get(k)}"
                 )
-        stored = Result(parts["data"], parts["scale"], parts.get("zero_point"))
+        stored = Result(parts["data"], parts["scale"], parts.get("zero_point"), parts.get("offset"))
         return make(stored, scheme, shape, dtype_name)
 
     def __getitem__(self, key: Any) -> "QuantizedArray":
@@ -222,12 +239,9 @@ class QuantizedArray:
         """
         shape, flat = self.shape, self.scheme.block.flat is not None
         where = indexing.resolve(key, shape, self.blocks.extents, packed=self._packed, flat=flat)
-        zero = self.zero_point
+        chosen = self._map(where.take, where.take_blocks)
         return replace(
-            self,
-            data=where.take(self.data),
-            scale_data=where.take_blocks(self.scale_data),
-            zero_point=None if zero is None else where.take_blocks(zero),
+            chosen,
             scheme=replace(self.scheme, block=where.rename(self.scheme.block, len(shape))),
         )
 
@@ -273,7 +287,9 @@ def make(
     if scheme.element.bits < 8:
         tail = shape if scheme.block.flat is not None else shape[-1:]
     _xp.register_pytree(QuantizedArray, tuple(PARTS.values()), ("scheme", "tail", "dtype_name"))
-    return QuantizedArray(stored.data, stored.scale, stored.zero_point, scheme, tail, dtype_name)
+    return QuantizedArray(
+        stored.data, stored.scale, stored.zero_point, stored.offset, scheme, tail, dtype_name
+    )
 
 
 def part_specs(
@@ -313,8 +329,10 @@ def part_specs(
     )
     specs = {
         "data": (data, codec.code_dtype(element) if element.bits >= 8 else "uint8"),
-        "scale": (grid, pipeline.scale_dtype(scheme, codec.arithmetic(dtype_name))),
+        "scale": (grid, scales.stored_dtype(scheme, codec.arithmetic(dtype_name))),
     }
     if scheme.zero == "point":
         specs["zero_point"] = (grid, codec.code_dtype(element))
+    if scheme.zero == "offset":
+        specs["offset"] = (grid, codec.arithmetic(dtype_name))
     return specs

@@ -5,7 +5,8 @@ cache, so that no temporary reaches the array's size; the pieces change no bit o
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -47,11 +48,6 @@ class Task:
         """Whether a code takes less than a byte."""
         return self.element.bits < 8
 
-    @property
-    def zero(self) -> bool:
-        """Whether blocks have a zero point."""
-        return self.scheme.zero == "point"
-
     def data_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Give the shape of the stored codes of an array of this shape."""
         if not self.packed:
@@ -69,11 +65,12 @@ class Task:
 
 @dataclass(frozen=True)
 class Result:
-    """Stored codes, and the parameters of their blocks."""
+    """Stored codes, and the parameters of their blocks as they are stored."""
 
     data: Array
     scale: Array
-    zero_point: Array | None
+    zero_point: Array | None = None
+    offset: Array | None = None
 
 
 def quantize(x: Array, task: Task) -> Result:
@@ -89,38 +86,31 @@ def quantize(x: Array, task: Task) -> Result:
     Returns
     -------
     Result
-        `data` of ``task.data_shape``, `scale` and `zero_point` of ``task.blocks.grid``.
+        `data` of ``task.data_shape``, the others of ``task.blocks.grid``.
 
     Raises
     ------
     QuantArrayError
         If `x` is concrete, not finite, and the task says "raise".
     """
-    grid = task.blocks.grid
     if 0 in x.shape:
         return _empty(x, task)
     if not _in_pieces(task):
         everything = whole(x.shape)
         parameters = _parameters(x, [(everything, task.blocks)], task.given, task)
         data = _encode(x, everything, task.blocks, parameters, task)
-        return Result(data, parameters.stored, _zero_point(parameters, task))
+        return _result(data, parameters, task)
     data = np.empty(task.data_shape(x.shape), _data_dtype(task))
-    scale = np.empty(grid, scale_dtype(task.scheme, task.arithmetic))
-    zero = np.empty(grid, task.arithmetic) if task.zero else None
+    found = _ones(task, None)
     for blocks_at, parts in pieces(task.blocks, PIECE, 8):
-        given = task.given and _at(task.given, blocks_at)
+        given = task.given and task.given.at(blocks_at)
         parameters = _parameters(x, parts, given, task)
-        scale[blocks_at] = parameters.stored
-        if zero is not None:
-            zero[blocks_at] = parameters.zero
+        for name, array in vars(parameters).items():
+            if array is not None:
+                getattr(found, name)[blocks_at] = array
         for at, blocks in parts:
             data[task.data_where(at)] = _encode(x[at], at, blocks, parameters, task)
-    return Result(data, scale, _zero_point(Parameters(scale, zero, scale), task))
-
-
-def scale_dtype(scheme: Scheme, arithmetic: str) -> str:
-    """Name the dtype that scales are stored in."""
-    return arithmetic if scheme.scale.format is None else "uint8"
+    return _result(data, found, task)
 
 
 def _in_pieces(task: Task) -> bool:
@@ -132,27 +122,28 @@ def _data_dtype(task: Task) -> str:
     return "uint8" if task.packed else codec.code_dtype(task.element)
 
 
+def _result(data: Array, parameters: Parameters, task: Task) -> Result:
+    zero = parameters.zero
+    if zero is not None:
+        zero = task.xp.astype(zero, _xp.dtype(task.xp, codec.code_dtype(task.element)))
+    return Result(data, parameters.stored, zero, parameters.offset)
+
+
 def _empty(x: Array, task: Task) -> Result:
     """Quantize an array without elements: there are no blocks unless they were given."""
     xp, place = task.xp, _xp.beside(x)
     data = xp.zeros(task.data_shape(x.shape), dtype=_xp.dtype(xp, _data_dtype(task)), device=place)
-    shape, dtype = task.blocks.grid, scale_dtype(task.scheme, task.arithmetic)
-    ones = xp.ones(shape, dtype=_xp.dtype(xp, dtype), device=place)
-    parameters = task.given or Parameters(ones, ones * 0 if task.zero else None, ones)
-    return Result(data, parameters.stored, _zero_point(parameters, task))
+    return _result(data, task.given or _ones(task, place), task)
 
 
-def _at(parameters: Parameters, blocks_at: Slices) -> Parameters:
-    scale, zero, stored = parameters.scale, parameters.zero, parameters.stored
-    return Parameters(
-        scale[blocks_at], None if zero is None else zero[blocks_at], stored[blocks_at]
-    )
-
-
-def _zero_point(parameters: Parameters, task: Task) -> Array | None:
-    if parameters.zero is None:
-        return None
-    return task.xp.astype(parameters.zero, _xp.dtype(task.xp, codec.code_dtype(task.element)))
+def _ones(task: Task, place: Any) -> Parameters:
+    """Give parameters for every block, to be overwritten if there are any."""
+    xp, dtype = task.xp, _xp.dtype(task.xp, task.arithmetic)
+    scale = xp.ones(task.blocks.grid, dtype=dtype, device=place)
+    stored = scales.as_stored(scale, task.scheme, task.arithmetic, xp)
+    zero = scale * 0 if task.scheme.zero == "point" else None
+    offset = scale * 0 if task.scheme.zero == "offset" else None
+    return Parameters(scale, stored, zero, offset)
 
 
 def _values(x: Array, task: Task) -> Array:
@@ -193,16 +184,33 @@ def _parameters(x: Array, parts: list[Part], given: Parameters | None, task: Tas
 def _encode(x: Array, at: Slices, blocks: Blocks, parameters: Parameters, task: Task) -> Array:
     """Encode and pack one part, whose place in the whole array is `at`."""
     xp = task.xp
+    spread = parameters.map(lambda array: blocks.spread(array, xp))
     values = _values(x, task)
-    tiny = SMALLEST_NORMAL[task.arithmetic]
-    # A subnormal element can be more than the code of zero only where the scale is this small.
-    if not (task.concrete and bool(xp.min(parameters.scale) >= tiny / task.element.resolution)):
-        values = _xp.flush(values, tiny, xp)
     noise = None
     if task.key is not None:
         noise = blocks.split(counter.uniform(task.key, task.blocks.shape, at, values, xp), xp)
-    codes = _codes(blocks.split(values, xp), blocks, parameters, noise, task)
-    return _pack(blocks.merge(codes, xp), task)
+    view = blocks.split(values, xp)
+    tiny = SMALLEST_NORMAL[task.arithmetic]
+    # A subnormal number can be more than the code of zero only where the scale is this small.
+    small = not (task.concrete and bool(xp.min(spread.scale) >= tiny / task.element.resolution))
+    if small:
+        view = _xp.flush(view, tiny, xp)
+    if spread.offset is not None:
+        view, spread = _shift(view, spread, small, task)
+    return _pack(blocks.merge(_codes(view, spread, noise, task), xp), task)
+
+
+def _shift(
+    view: Array, parameters: Parameters, small: bool, task: Task
+) -> tuple[Array, Parameters]:
+    """Subtract the offset, halving all where the difference could overflow."""
+    xp, scale = task.xp, parameters.scale
+    large = scale > LARGEST[task.arithmetic] / 4 / task.scheme.scale.divisor
+    half = _xp.where(large, xp.full_like(scale, 0.5), 1.0, xp)
+    difference = _xp.multiply(view, half, xp) - _xp.multiply(parameters.offset, half, xp)
+    if small:
+        difference = _xp.flush(difference, SMALLEST_NORMAL[task.arithmetic], xp)
+    return difference, replace(parameters, scale=scale * half)
 
 
 def _pack(codes: Array, task: Task) -> Array:
@@ -229,18 +237,15 @@ def store(codes: Array, task: Task) -> Result:
     """
     assert task.given is not None
     codes = task.xp.astype(codes, _xp.dtype(task.xp, codec.code_dtype(task.element)))
-    return Result(_pack(codes, task), task.given.stored, _zero_point(task.given, task))
+    return _result(_pack(codes, task), task.given, task)
 
 
-def _codes(
-    view: Array, blocks: Blocks, parameters: Parameters, noise: Array | None, task: Task
-) -> Array:
+def _codes(view: Array, parameters: Parameters, noise: Array | None, task: Task) -> Array:
     """Divide by the scale, round, and add the zero point, in the order the scheme says."""
     xp, element, rounding = task.xp, task.element, task.scheme.rounding
-    quotient = _quotient(view, blocks.spread(parameters.scale, xp), task)
-    if parameters.zero is None:
+    quotient, zero = _quotient(view, parameters.scale, task), parameters.zero
+    if zero is None:
         return codec.to_codes(quotient, element, rounding.mode, noise, xp)
-    zero = blocks.spread(parameters.zero, xp)
     if rounding.zero_added == "before":
         return codec.to_codes(quotient + zero, element, rounding.mode, noise, xp)
     assert isinstance(element, Integer)
@@ -310,22 +315,16 @@ def dequantize(stored: Result, task: Task, dtype: str) -> Array:
     """
     xp, blocks = task.xp, task.blocks
     zero = None if stored.zero_point is None else _values(stored.zero_point, task)
-    parameters = Parameters(scale_values(stored.scale, task), zero, stored.scale)
+    scale = scales.as_values(stored.scale, task.scheme, task.arithmetic, xp)
+    parameters = Parameters(scale, stored.scale, zero, stored.offset)
     if 0 in blocks.shape or not _in_pieces(task):
         return _decode(stored.data, blocks, parameters, task, dtype)
     out = np.empty(blocks.shape, _xp.dtype(xp, dtype))
     for blocks_at, parts in pieces(blocks, PIECE, 8):
-        here = _at(parameters, blocks_at)
+        here = parameters.at(blocks_at)
         for at, part in parts:
             out[at] = _decode(stored.data[task.data_where(at)], part, here, task, dtype)
     return out
-
-
-def scale_values(stored: Array, task: Task) -> Array:
-    """Give the scales that are stored, as codes or as they are."""
-    if task.scheme.scale.format is None:
-        return stored
-    return codec.to_values(stored, task.scheme.scale.format, task.arithmetic, task.xp)
 
 
 def _decode(data: Array, blocks: Blocks, parameters: Parameters, task: Task, dtype: str) -> Array:
@@ -334,22 +333,32 @@ def _decode(data: Array, blocks: Blocks, parameters: Parameters, task: Task, dty
         return xp.zeros(blocks.shape, dtype=_xp.dtype(xp, dtype), device=_xp.beside(data))
     codes = unpack(data, blocks.shape[-1], task)
     view = blocks.split(codec.to_values(codes, element, task.arithmetic, xp), xp)
-    steps = float(max(element.max, -element.min))
-    if parameters.zero is not None:
-        view = view - blocks.spread(parameters.zero, xp)
-        steps = float(element.max - element.min)
-    scale = blocks.spread(parameters.scale, xp)
-    limit = min(LARGEST[task.arithmetic], LARGEST[dtype])
+    spread = parameters.map(lambda array: blocks.spread(array, xp))
+    if spread.zero is not None:
+        view = view - spread.zero
+    values = blocks.merge(_scaled(view, spread, task, dtype), xp)
+    return xp.astype(values, _xp.dtype(xp, dtype), copy=False)
+
+
+def _scaled(view: Array, parameters: Parameters, task: Task, dtype: str) -> Array:
+    """Multiply by the scale and add the offset, clipping to what `dtype` holds."""
+    xp, element, scale, offset = task.xp, task.element, parameters.scale, parameters.offset
     tiny = SMALLEST_NORMAL[task.arithmetic]
-    if task.concrete and bool(xp.max(xp.abs(scale)) < limit / steps * 0.5):
-        values = view * scale
+    limit = min(LARGEST[task.arithmetic], LARGEST[dtype])
+    steps = float(max(element.max - min(element.min, 0), -element.min))
+    safe = limit / 8 / steps
+    near = task.concrete and bool(xp.max(xp.abs(scale)) < safe)
+    if near and (offset is None or bool(xp.max(xp.abs(offset)) < limit / 2)):
+        values = _xp.multiply(view, scale, xp)
+        values = values if offset is None else values + offset
     else:
-        # The largest code times its scale can overflow by an ulp. Half of it cannot.
-        large = xp.abs(scale) > 1 / codec.BEYOND
-        half = _xp.where(large, scale * 0.5, scale, xp)
-        values = _xp.clip(view * half, -limit / 2, limit / 2, xp)
-        values = values * _xp.where(large, xp.full_like(scale, 2.0), 1.0, xp)
-    fractions = not isinstance(element, Integer)
-    if fractions and not (task.concrete and bool(xp.min(scale) >= tiny / element.resolution)):
-        values = _xp.flush(values, tiny, xp)
-    return xp.astype(blocks.merge(values, xp), _xp.dtype(xp, dtype), copy=False)
+        # The largest code times its scale, or the sum, can overflow. A quarter of them cannot.
+        part = _xp.where(xp.abs(scale) < safe, xp.full_like(scale, 1.0), 0.25, xp)
+        values = _xp.multiply(view, scale * part, xp)
+        if offset is not None:
+            values = values + _xp.flush(_xp.multiply(offset, part, xp), tiny, xp)
+        values = xp.minimum(xp.maximum(values, -limit * part), limit * part) / part
+    exact = isinstance(element, Integer) or (
+        task.concrete and bool(xp.min(scale) >= tiny / element.resolution)
+    )
+    return values if exact and offset is None else _xp.flush(values, tiny, xp)

@@ -4,7 +4,7 @@ import math
 from dataclasses import replace
 from typing import Any
 
-from quantarray import _xp, arguments, blocks, codec, pipeline, presets
+from quantarray import _xp, arguments, blocks, codec, pipeline, presets, scales
 from quantarray._xp import Array
 from quantarray.array import QuantizedArray, make
 from quantarray.blocks import Blocks
@@ -25,6 +25,7 @@ def quantize(
     block: tuple[int, ...] | None = None,
     scale: Array | float | None = None,
     zero_point: Array | int | None = None,
+    offset: Array | float | None = None,
     nonfinite: str = "raise",
     key: int | None = None,
 ) -> QuantizedArray:
@@ -51,6 +52,8 @@ def quantize(
         result's `scale`), or 1-d where blocks differ along one axis only.
     zero_point : int or array of integers, optional
         The zero point that belongs to `scale`.
+    offset : float or array, optional
+        The float offset that belongs to `scale`: values decode to ``scale * code + offset``.
     nonfinite : {"raise", "propagate", "saturate"}
         "raise": NaN and Inf are refused; where values cannot be looked at (traced or lazy arrays),
         as "propagate". "propagate": a block that holds any gets a NaN scale and the codes 0, so
@@ -98,8 +101,8 @@ def quantize(
         key=key,
         concrete=_xp.is_concrete(x, xp),
     )
-    if scale is not None or zero_point is not None:
-        task = _with_given("quantize", task, scale, zero_point, x)
+    if scale is not None or zero_point is not None or offset is not None:
+        task = _with_given("quantize", task, scale, zero_point, offset, x)
     stored = pipeline.quantize(x if x.shape == found.shape else xp.reshape(x, found.shape), task)
     return _contain(stored, task, tuple(x.shape), dtype_name)
 
@@ -118,45 +121,59 @@ def _contain(stored: Result, task: Task, shape: tuple[int, ...], dtype_name: str
         return make(stored, task.scheme, shape, dtype_name)
     grid = task.blocks.grid if shape or task.scheme.block.flat is not None else ()
     data = stored.data if task.packed else xp.reshape(stored.data, shape)
-    zero = None if stored.zero_point is None else xp.reshape(stored.zero_point, grid)
-    stored = Result(data, xp.reshape(stored.scale, grid), zero)
+    per_block = (stored.scale, stored.zero_point, stored.offset)
+    stored = Result(data, *(None if p is None else xp.reshape(p, grid) for p in per_block))
     return make(stored, task.scheme, shape, dtype_name)
 
 
-def _with_given(operation: str, task: Task, scale: Any, zero_point: Any, x: Array) -> Task:
+def _with_given(
+    operation: str, task: Task, scale: Any, zero_point: Any, offset: Any, x: Array
+) -> Task:
     """Check the parameters a caller gave, and add them to the task."""
+    zero_names = {"point": "zero_point", "offset": "offset"}
+    zeros = {"point": zero_point, "offset": offset}
+    given = [kind for kind, value in zeros.items() if value is not None]
     if scale is None:
         raise QuantArrayError(
-            f"{operation}: zero_point needs the scale it belongs to: give scale too"
+            f"{operation}: {zero_names[given[0]]} needs the scale it belongs to: give scale too"
+            if given
+            else f"{operation}: scale=None: expected a number or an array"
         )
-    if task.zero and zero_point is None:
+    if len(given) > 1:
+        raise QuantArrayError(f"{operation}: zero_point and offset exclude one another: give one")
+    if task.scheme.zero != "none" and given != [task.scheme.zero]:
+        needed = zero_names[task.scheme.zero]
         raise QuantArrayError(
-            f"{operation}: scheme {task.scheme.name} has a zero point: give zero_point with scale"
+            f"{operation}: scheme {task.scheme.name} needs its {needed}: give {needed} with scale"
         )
-    limits = SMALLEST_NORMAL[task.arithmetic], LARGEST[task.arithmetic]
+    largest = LARGEST[task.arithmetic]
+    limits = SMALLEST_NORMAL[task.arithmetic], largest
     values = _per_block(operation, "scale", scale, limits, task, x)
     stored = _stored_scale(operation, values, task)
-    if zero_point is None:
-        return replace(task, given=Parameters(values, None, stored))
-    scheme = replace(task.scheme, zero="point")
-    limits = float(task.element.min), float(task.element.max)
-    zero = _per_block(operation, "zero_point", zero_point, limits, task, x)
-    return replace(task, scheme=scheme, given=Parameters(values, zero, stored))
+    if not given:
+        return replace(task, given=Parameters(values, stored))
+    if given == ["point"]:
+        scheme = replace(task.scheme, zero="point")
+        limits = float(task.element.min), float(task.element.max)
+        zero = _per_block(operation, "zero_point", zero_point, limits, task, x)
+        return replace(task, scheme=scheme, given=Parameters(values, stored, zero))
+    rule = replace(task.scheme.scale, rule="range")
+    scheme = replace(task.scheme, zero="offset", scale=rule)
+    shift = _per_block(operation, "offset", offset, (-largest, largest), task, x)
+    return replace(task, scheme=scheme, given=Parameters(values, stored, offset=shift))
 
 
 def _stored_scale(operation: str, scale: Array, task: Task) -> Array:
-    """Give the codes of scales that a scheme stores in a format, refusing what it does not hold."""
-    number, xp = task.scheme.scale.format, task.xp
-    if number is None:
-        return scale
-    codes = codec.to_codes(scale, number, "half_even", None, xp)
-    held = codec.to_values(codes, number, task.arithmetic, xp)
+    """Give the form in which a scheme stores scales, refusing what that does not hold."""
+    xp = task.xp
+    stored = scales.as_stored(scale, task.scheme, task.arithmetic, xp)
+    held = scales.as_values(stored, task.scheme, task.arithmetic, xp)
     if task.concrete and _xp.is_concrete(scale, xp) and not bool(xp.all(held == scale)):
         raise QuantArrayError(
             f"{operation}: scale has values that {task.scheme.name} cannot store: "
-            f"expected those of {number}"
+            f"expected those of {task.scheme.scale.format}"
         )
-    return codes
+    return stored
 
 
 def _per_block(
@@ -253,6 +270,7 @@ def from_codes(
     *,
     scale: Array | float,
     zero_point: Array | int | None = None,
+    offset: Array | float | None = None,
     shape: Any = None,
     dtype: Any = "float32",
 ) -> QuantizedArray:
@@ -264,7 +282,7 @@ def from_codes(
         Unpacked codes of the scheme's element format.
     scheme : str or Scheme
         What they mean.
-    scale, zero_point
+    scale, zero_point, offset
         As for `quantize`.
     shape : tuple of int, optional
         The logical shape, if it is not that of `codes`.
@@ -296,6 +314,6 @@ def from_codes(
     task = Task(
         found, chosen, xp, codec.arithmetic(dtype_name), concrete=_xp.is_concrete(codes, xp)
     )
-    task = _with_given("from_codes", task, scale, zero_point, codes)
+    task = _with_given("from_codes", task, scale, zero_point, offset, codes)
     stored = pipeline.store(xp.reshape(codes, found.shape), task)
     return _contain(stored, task, tuple(codes.shape), dtype_name)

@@ -1,26 +1,38 @@
 """The range of a block to its scale and zero point."""
 
-from dataclasses import dataclass
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import reduce
 
 from quantarray import _xp, codec
 from quantarray._xp import Array, Namespace
-from quantarray.blocks import Blocks
-from quantarray.formats import LARGEST, SMALLEST_NORMAL
+from quantarray.blocks import Blocks, Slices
+from quantarray.formats import DTYPES, LARGEST, SMALLEST_NORMAL
 from quantarray.scheme import Scale, Scheme
 
 
 @dataclass(frozen=True)
 class Parameters:
-    """What the codes of each block mean: a scale, and a zero point where the scheme has one.
+    """What the codes of each block mean: a scale, and a zero point or offset if the scheme has one.
 
-    Both are floats of the arithmetic's dtype, with one entry per block; `stored` holds the codes of
-    the scales where the scheme stores those, and otherwise the scales.
+    All are floats of the arithmetic's dtype with one entry per block, but for `stored`: the scales
+    in the dtype, or as the codes, that the scheme stores.
     """
 
     scale: Array
-    zero: Array | None
     stored: Array
+    zero: Array | None = None
+    offset: Array | None = None
+
+    def map(self, function: Callable[[Array], Array]) -> "Parameters":
+        """Apply a function to each array."""
+        arrays = (self.scale, self.stored, self.zero, self.offset)
+        return Parameters(*(None if array is None else function(array) for array in arrays))
+
+    def at(self, blocks: Slices) -> "Parameters":
+        """Give those of some of the blocks."""
+        return self.map(lambda array: array[blocks])
 
 
 @dataclass(frozen=True)
@@ -37,9 +49,35 @@ class Range:
 
 def largest(scheme: Scheme, dtype: str) -> float:
     """Give the magnitude up to which the scheme can hold elements."""
-    if scheme.scale.format is None:
+    rule = scheme.scale
+    if rule.format is None:
         return LARGEST[dtype]
-    return min(LARGEST[dtype], scheme.scale.format.max * scheme.element.max)
+    span = 1 if rule.rule == "absmax" else 2
+    return min(LARGEST[dtype], rule.format.max * rule.divisor / span)
+
+
+def stored_dtype(scheme: Scheme, dtype: str) -> str:
+    """Name the dtype that scales are stored in, where arithmetic is done in `dtype`."""
+    if scheme.scale.format is None:
+        return dtype
+    return next((name for name, f in DTYPES.items() if f == scheme.scale.format), "uint8")
+
+
+def as_values(stored: Array, scheme: Scheme, dtype: str, xp: Namespace) -> Array:
+    """Give the scales, in the dtype of the arithmetic, that are stored as they are or as codes."""
+    if stored_dtype(scheme, dtype) != "uint8":
+        return xp.astype(stored, _xp.dtype(xp, dtype), copy=False)
+    assert scheme.scale.format is not None
+    return codec.to_values(stored, scheme.scale.format, dtype, xp)
+
+
+def as_stored(scale: Array, scheme: Scheme, dtype: str, xp: Namespace) -> Array:
+    """Give the stored form of scales: the nearest there is."""
+    name = stored_dtype(scheme, dtype)
+    if name != "uint8":
+        return xp.astype(scale, _xp.dtype(xp, name), copy=False)
+    assert scheme.scale.format is not None
+    return codec.to_codes(scale, scheme.scale.format, "half_even", None, xp)
 
 
 def measure(x: Array, blocks: Blocks, xp: Namespace) -> Range:
@@ -93,58 +131,69 @@ def derive(ranges: Range, finite: Array | None, scheme: Scheme, xp: Namespace) -
         A block that is not finite has a NaN scale and the zero point 0. A block whose elements are
         all zero or subnormal has the scheme's scale of a zero block. No other scale is subnormal.
     """
-    dtype = _xp.dtype_name(ranges.low.dtype)
+    dtype, rule = _xp.dtype_name(ranges.low.dtype), scheme.scale
     tiny, limit = SMALLEST_NORMAL[dtype], LARGEST[dtype]
-    divisor = scheme.scale.divisor
-    if scheme.scale.rule == "absmax":
-        low, high = ranges.low, ranges.high
-        absmax = xp.maximum(high, -low)
-    else:
-        low = _xp.flush(_xp.clip(ranges.low, -limit, 0.0, xp), tiny, xp)
-        high = _xp.flush(_xp.clip(ranges.high, 0.0, limit, xp), tiny, xp)
-        absmax = xp.maximum(high, -low)
-    empty = absmax < tiny
-    if scheme.scale.format is not None:
-        return poison(_derive_stored(absmax, empty, scheme.scale, dtype, xp), finite, scheme, xp)
-    if scheme.scale.rule == "absmax":
-        scale = _xp.divide(absmax, divisor, xp)
+    low, high = ranges.low, ranges.high
+    if rule.rule != "absmax":
+        low = _xp.flush(
+            _xp.clip(low, -limit, 0.0 if rule.rule == "minmax" else limit, xp), tiny, xp
+        )
+        high = _xp.flush(
+            _xp.clip(high, 0.0 if rule.rule == "minmax" else -limit, limit, xp), tiny, xp
+        )
+    absmax = xp.maximum(high, -low)
+    if stored_dtype(scheme, dtype) == "uint8":
+        return poison(_derive_codes(absmax, rule, dtype, xp), finite, scheme, xp)
+    if rule.rule == "absmax":
+        extent, scale = absmax, _xp.divide(absmax, rule.divisor, xp)
     else:
         # The span of a finite block can overflow; that of its half cannot, and halving is exact.
         part = _xp.where(absmax > limit / 2, xp.full_like(high, 0.5), 1.0, xp)
-        scale = _xp.divide(high * part - low * part, divisor * part, xp)
-    scale = _xp.where(empty, scheme.scale.zero_block, _xp.clip(scale, tiny, limit, xp), xp)
+        extent = high * part - low * part
+        scale = _xp.divide(extent, rule.divisor * part, xp)
+    least, most = tiny, limit
+    if rule.format is not None:
+        least, most = max(tiny, rule.format.magnitude(1)), min(limit, rule.format.max)
+    scale = _xp.clip(scale, least, most, xp)
+    scale = _xp.where(extent < tiny, rule.zero_block, scale, xp)
+    stored = as_stored(scale, scheme, dtype, xp)
+    scale = as_values(stored, scheme, dtype, xp)
     zero = None
     if scheme.zero == "point":
         zero = xp.round(scheme.element.min - _xp.divide(low, scale, xp))
         zero = _xp.clip(zero, scheme.element.min, scheme.element.max, xp)
-    return poison(Parameters(scale, zero, scale), finite, scheme, xp)
+    offset = low if scheme.zero == "offset" else None
+    return poison(Parameters(scale, stored, zero, offset), finite, scheme, xp)
 
 
-def _derive_stored(
-    absmax: Array, empty: Array, rule: Scale, dtype: str, xp: Namespace
-) -> Parameters:
+def _derive_codes(absmax: Array, rule: Scale, dtype: str, xp: Namespace) -> Parameters:
+    """Derive scales that are stored as codes of a small float format."""
     assert rule.format is not None
-    values = rule.format.magnitudes
+    values, tiny = rule.format.magnitudes, SMALLEST_NORMAL[dtype]
     # The quotient is compared as absmax with multiples of the divisor, which is exact.
     between = codec.thresholds(values, rule.rounding, rule.divisor, dtype)
     code = codec.index_of(absmax, between, xp)
-    least = next(i for i, value in enumerate(values) if value >= SMALLEST_NORMAL[dtype])
+    least = next(i for i, value in enumerate(values) if value >= tiny)
     code = _xp.where(code < least, xp.full_like(code, least), code, xp)
-    code = _xp.where(empty, xp.full_like(code, values.index(rule.zero_block)), code, xp)
+    zero_block = xp.full_like(code, values.index(rule.zero_block))
+    code = _xp.where(absmax < tiny, zero_block, code, xp)
     scale = codec.to_values(code, rule.format, dtype, xp)
-    return Parameters(scale, None, xp.astype(code, xp.uint8))
+    return Parameters(scale, xp.astype(code, xp.uint8))
 
 
 def poison(
     parameters: Parameters, finite: Array | None, scheme: Scheme, xp: Namespace
 ) -> Parameters:
-    """Give blocks that are not finite a NaN scale, which decodes to NaN, and the zero point 0."""
+    """Give blocks that are not finite a NaN scale, which decodes to NaN, and zero for the rest."""
     if finite is None:
         return parameters
-    scale, zero = parameters.scale, parameters.zero
-    scale = _xp.where(finite, scale, xp.nan, xp)
-    stored = scale
-    if scheme.scale.format is not None:
-        nan = xp.full_like(parameters.stored, scheme.scale.format.nan or 0)
-        stored = _xp.where(finite, parameters.stored, nan, xp)
-    return Parameters(scale, None if zero is None else _xp.where(finite, zero, 0.0, xp), stored)
+    nan: float = math.nan
+    if parameters.stored.dtype == xp.uint8:
+        assert scheme.scale.format is not None
+        nan = scheme.scale.format.nan or 0
+    settled = parameters.map(lambda array: _xp.where(finite, array, xp.zeros_like(array), xp))
+    return replace(
+        settled,
+        scale=_xp.where(finite, parameters.scale, math.nan, xp),
+        stored=_xp.where(finite, parameters.stored, xp.full_like(parameters.stored, nan), xp),
+    )

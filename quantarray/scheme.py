@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Self
 
 from quantarray.errors import QuantArrayError, choice, integer, short
-from quantarray.formats import Codebook, Float, Integer, NumberFormat
+from quantarray.formats import BFLOAT16, FLOAT16, Codebook, Float, Integer, NumberFormat
 
 
 @dataclass(frozen=True)
@@ -81,15 +81,20 @@ class Block:
         return f"blocks of {sizes} along axis {where}{others}"
 
 
+def _can_store_scales(number: Any) -> bool:
+    return isinstance(number, Float) and (number.bits <= 8 or number in (FLOAT16, BFLOAT16))
+
+
 @dataclass(frozen=True)
 class Scale:
     """How a block's range becomes its scale, and how the scale is stored."""
 
     # "absmax": max |x| / divisor.  "minmax": (max - min) / divisor, the range widened to hold 0.
-    rule: Literal["absmax", "minmax"] = "absmax"
+    # "range": (max - min) / divisor, as the range is.
+    rule: Literal["absmax", "minmax", "range"] = "absmax"
     divisor: float = 127.0
-    # None: float32, or float64 for float64 input; otherwise a float format of at most 8 bits. The
-    # codes are computed from the scale as stored.
+    # None: float32, or float64 for float64 input; otherwise float16, bfloat16 or a float format of
+    # at most 8 bits. The codes are computed from the scale as stored.
     format: Float | None = None
     # How the quotient becomes a value of `format`: to the nearest, or the next below or above.
     rounding: Literal["half_even", "down", "up"] = "half_even"
@@ -97,11 +102,12 @@ class Scale:
     zero_block: float = 1.0
 
     def __post_init__(self) -> None:
-        choice("Scale", "rule", self.rule, ("absmax", "minmax"))
+        choice("Scale", "rule", self.rule, ("absmax", "minmax", "range"))
         choice("Scale", "rounding", self.rounding, ("half_even", "down", "up"))
-        if self.format is not None and (type(self.format) is not Float or self.format.bits > 8):
+        if self.format is not None and not _can_store_scales(self.format):
             raise QuantArrayError(
-                f"Scale: format={short(self.format)}: expected a Float of at most 8 bits, or None"
+                f"Scale: format={short(self.format)}: "
+                "expected float16, bfloat16, a Float of at most 8 bits, or None"
             )
         for field in ("divisor", "zero_block"):
             value = getattr(self, field)
@@ -109,6 +115,11 @@ class Scale:
                 raise QuantArrayError(
                     f"Scale: {field}={short(value)}: expected a positive finite float"
                 )
+        coded = self.format if self.format is not None and self.format.bits <= 8 else None
+        if coded is not None and self.zero_block not in coded.magnitudes:
+            raise QuantArrayError(
+                f"Scale: zero_block={self.zero_block}: expected a value of {self.format}"
+            )
 
 
 @dataclass(frozen=True)
@@ -148,13 +159,14 @@ class Scheme:
     element: NumberFormat
     block: Block = Block()
     scale: Scale = Scale()
-    # "none": x = s * v.  "point": x = s * (v - z), z an integer.
-    zero: Literal["none", "point"] = "none"
+    # "none": x = s * v.  "point": x = s * (v - z), z an integer.  "offset": x = s * v + m, where m,
+    # the smallest element of the block, is a float.
+    zero: Literal["none", "point", "offset"] = "none"
     rounding: Rounding = Rounding()
     packing: Packing = Packing()
 
     def __post_init__(self) -> None:
-        choice("Scheme", "zero", self.zero, ("none", "point"))
+        choice("Scheme", "zero", self.zero, ("none", "point", "offset"))
         for field, expected in _FIELDS.items():
             if not isinstance(getattr(self, field), expected):
                 raise QuantArrayError(
@@ -166,12 +178,19 @@ class Scheme:
             )
         if self.zero != "none" and not isinstance(self.element, Integer):
             raise QuantArrayError(
-                f"Scheme: zero={self.zero!r}: only integer elements have zero points"
+                f"Scheme: zero={self.zero!r}: only integer elements have zero points or offsets"
             )
+        if (self.zero == "offset") != (self.scale.rule == "range"):
+            raise QuantArrayError(
+                "Scheme: zero='offset' and the scale rule 'range' need each other"
+            )
+        if self.zero == "offset" and self.element.min != 0:
+            raise QuantArrayError("Scheme: zero='offset': expected an unsigned integer element")
         if isinstance(self.element, Codebook) and self.rounding.mode != "half_even":
             raise QuantArrayError("Scheme: rounding: a codebook has only its nearest value")
-        if self.scale.rule == "minmax" and self.scale.format is not None:
-            raise QuantArrayError("Scheme: scale: a format is stored for the rule 'absmax' only")
+        narrow = self.scale.format is not None and self.scale.format.bits <= 8
+        if self.scale.rule != "absmax" and narrow:
+            raise QuantArrayError("Scheme: scale: a format of 8 bits needs the rule 'absmax'")
 
     def __str__(self) -> str:
         return f"{self.name} ({self.block})"
