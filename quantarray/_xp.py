@@ -207,8 +207,9 @@ def multiply(a: Array, b: Array, xp: Namespace) -> Array:
     """Multiply and round, before anything is added to the product."""
     product = a * b
     if xp.__name__ == _JAX:
-        # jax.jit contracts a * b + c to one rounding; it cannot see through this select.
-        product = xp.where(a == a, product, xp.nan)
+        # jax.jit contracts a * b + c to one rounding; it cannot see through this select, as it can
+        # through one on a factor that it knows not to be NaN.
+        product = xp.where(product == product, product, xp.nan)
     return product
 
 
