@@ -14,6 +14,7 @@ from importlib import metadata
 from typing import Any, ParamSpec, TypeVar
 
 import array_api_compat
+import array_api_compat.numpy
 import numpy as np
 
 from quantarray.errors import QuantArrayError, short
@@ -33,21 +34,11 @@ BACKENDS = {
     "dask": ("array_api_compat.dask.array", "dask"),
     "cupy": ("array_api_compat.cupy", "cupy"),
 }
-_NUMPY, _TORCH, _JAX = (BACKENDS[name][0] for name in ("numpy", "torch", "jax"))
+_NUMPY, _TORCH, _JAX, _DASK = (BACKENDS[n][0] for n in ("numpy", "torch", "jax", "dask"))
 # NumPy computes .name anew at every look.
 _DTYPE_NAMES = {
     np.dtype(name): name
-    for name in (
-        "float16",
-        "float32",
-        "float64",
-        "int8",
-        "uint8",
-        "int16",
-        "uint16",
-        "int32",
-        "int64",
-    )
+    for name in "float16 float32 float64 int8 uint8 int16 uint16 int32 int64".split()
 }
 _NAMES = {namespace: name for name, (namespace, _) in BACKENDS.items()}
 
@@ -60,6 +51,8 @@ def backend(xp: Namespace) -> str:
 
 def namespace(x: Array) -> Namespace:
     """Find the array-API namespace of one array; a TypeError means `x` is no array."""
+    if type(x) is np.ndarray:  # the shortest way for the commonest array
+        return array_api_compat.numpy
     # By hand: array_namespace caches with lru_cache, of which torch.compile warns.
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(x, torch.Tensor):
@@ -91,24 +84,32 @@ def as_array(operation: str, x: Array) -> tuple[Array, Namespace]:
     name = dtype_name(x.dtype)
     if name not in DTYPES:
         raise QuantArrayError(f"{operation}: x has dtype {name}: expected {', '.join(DTYPES)}")
-    if any(size is None or size != size for size in x.shape):
+    special = {_TORCH: _plain_torch, _JAX: _plain_jax, _DASK: _plain_dask}.get(xp.__name__)
+    return (x if special is None else special(operation, x)), xp
+
+
+# Gradients are kept out: those that flow through the scales alone would be wrong ones.
+
+
+def _plain_torch(operation: str, x: Array) -> Array:
+    if str(x.layout) != "torch.strided":
+        raise QuantArrayError(f"{operation}: x has layout {x.layout}: expected a dense tensor")
+    return x.detach() if x.requires_grad else x
+
+
+def _plain_jax(operation: str, x: Array) -> Array:
+    jax = sys.modules["jax"]
+    return jax.lax.stop_gradient(x) if isinstance(x, jax.core.Tracer) else x
+
+
+def _plain_dask(operation: str, x: Array) -> Array:
+    if any(size != size for size in x.shape):
         raise QuantArrayError(
             f"{operation}: x has shape {x.shape}: expected known sizes (compute_chunk_sizes())"
         )
-    if backend(xp) == "dask" and any(0 in sizes for sizes in x.chunks):
+    if any(0 in sizes for sizes in x.chunks):
         # Dask's own reductions fail on empty chunks, which boolean indexing leaves.
-        x = x.rechunk(tuple(tuple(filter(None, sizes)) or (0,) for sizes in x.chunks))
-    if getattr(x, "layout", None) is not None and str(x.layout) != "torch.strided":
-        raise QuantArrayError(f"{operation}: x has layout {x.layout}: expected a dense tensor")
-    return _without_gradient(x, xp), xp
-
-
-def _without_gradient(x: Array, xp: Namespace) -> Array:
-    """Keep gradients out: those that flow through the scales alone would be wrong ones."""
-    if xp.__name__ == _TORCH and x.requires_grad:
-        return x.detach()
-    if xp.__name__ == _JAX and not is_concrete(x, xp):
-        return sys.modules["jax"].lax.stop_gradient(x)
+        return x.rechunk(tuple(tuple(filter(None, sizes)) or (0,) for sizes in x.chunks))
     return x
 
 
@@ -363,14 +364,11 @@ def load(name: str) -> Namespace:
 
 def version(name: str) -> str:
     """Give the version of an installed backend."""
-    for distribution in (BACKENDS[name][1], *_cupy_wheels(name)):
+    distribution = BACKENDS[name][1]
+    for suffix in ("", "-cuda13x", "-cuda12x"):  # CuPy has a distribution for each CUDA
         with contextlib.suppress(metadata.PackageNotFoundError):
-            return metadata.version(distribution)
+            return metadata.version(distribution + suffix)
     return "unknown"
-
-
-def _cupy_wheels(name: str) -> tuple[str, ...]:
-    return ("cupy-cuda13x", "cupy-cuda12x") if name == "cupy" else ()
 
 
 def devices(name: str) -> tuple[str, ...]:

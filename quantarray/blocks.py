@@ -71,6 +71,8 @@ class Blocks:
 
     def _reshape(self, x: Array, *, splitting: bool, xp: Namespace) -> Array:
         """Reshape to or from the view, one axis at a time: JAX can shard no other reshape."""
+        if self.view == self.padded:
+            return x
         shape = list(self.padded if splitting else self.view)
         at = 0
         for size, extent, count in zip(self.padded, self.extents, self.grid, strict=True):

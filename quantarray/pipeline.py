@@ -161,7 +161,7 @@ def _parameters(x: Array, parts: list[Part], given: Parameters | None, task: Tas
         return given
     ranges = []
     for at, blocks in parts:
-        values = _values(x[at] if len(parts) > 1 or at != whole(x.shape) else x, task)
+        values = _values(x if blocks.shape == x.shape else x[at], task)
         if saturate:
             values = _xp.where(xp.isfinite(values), values, 0.0, xp)
         ranges.append(scales.measure(values, blocks, xp))

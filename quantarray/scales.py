@@ -44,7 +44,7 @@ class Range:
 
     def within(self, limit: float, xp: Namespace) -> Array:
         """Tell which blocks hold only finite elements, none beyond a limit."""
-        return (self.low >= -limit) & (self.high <= limit) & (self.high == self.high)
+        return xp.maximum(self.high, -self.low) <= limit  # false for NaN
 
 
 def largest(scheme: Scheme, dtype: str) -> float:
@@ -65,18 +65,20 @@ def stored_dtype(scheme: Scheme, dtype: str) -> str:
 
 def as_values(stored: Array, scheme: Scheme, dtype: str, xp: Namespace) -> Array:
     """Give the scales, in the dtype of the arithmetic, that are stored as they are or as codes."""
+    if scheme.scale.format is None:
+        return stored
     if stored_dtype(scheme, dtype) != "uint8":
-        return xp.astype(stored, _xp.dtype(xp, dtype), copy=False)
-    assert scheme.scale.format is not None
+        return xp.astype(stored, _xp.dtype(xp, dtype))
     return codec.to_values(stored, scheme.scale.format, dtype, xp)
 
 
 def as_stored(scale: Array, scheme: Scheme, dtype: str, xp: Namespace) -> Array:
     """Give the stored form of scales: the nearest there is."""
+    if scheme.scale.format is None:
+        return scale
     name = stored_dtype(scheme, dtype)
     if name != "uint8":
-        return xp.astype(scale, _xp.dtype(xp, name), copy=False)
-    assert scheme.scale.format is not None
+        return xp.astype(scale, _xp.dtype(xp, name))
     return codec.to_codes(scale, scheme.scale.format, "half_even", None, xp)
 
 

@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 from corpus import CHOICES, HELD, KINDS, SHAPES, corpus, poisoned, shaped
 from helpers import (
+    DTYPES,
     LAYOUTS,
     assert_same,
     assert_same_quantized,
     device_of,
+    lacks,
     lay_out,
     to_backend,
     to_numpy,
@@ -90,7 +92,12 @@ def test_every_rule_of_a_power_of_two(xp, scheme, rule):
 
 @pytest.mark.parametrize("choice", CHOICES)
 def test_every_other_choice(xp, choice):
-    x = corpus()[HELD] if "float16" in choice else corpus()
+    dtype = choice.removesuffix(" scale")
+    if dtype in DTYPES and lacks(_xp.backend(xp), dtype):
+        with pytest.raises(qa.QuantArrayError, match=f"dtype {dtype}: .* has none"):
+            qa.quantize(to_backend(corpus()[HELD], xp), CHOICES[choice])
+        return
+    x = corpus()[HELD] if dtype == "float16" else corpus()
     poison = np.where(np.isnan(poisoned()[: len(x)]), poisoned()[: len(x)], x)
     for values, nonfinite in ((x, "raise"), (poison, "propagate"), (poison, "saturate")):
         q = qa.quantize(to_backend(values, xp), CHOICES[choice], nonfinite=nonfinite)
