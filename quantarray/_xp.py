@@ -14,7 +14,6 @@ from importlib import metadata
 from typing import Any, ParamSpec, TypeVar
 
 import array_api_compat
-import array_api_compat.numpy
 import numpy as np
 
 from quantarray.errors import QuantArrayError, short
@@ -49,7 +48,9 @@ def backend(xp: Namespace) -> str:
 def namespace(x: Array) -> Namespace:
     """Find the array-API namespace of one array; a TypeError means `x` is no array."""
     if type(x) is np.ndarray:  # the shortest way for the commonest array
-        return array_api_compat.numpy
+        import array_api_compat.numpy as numpy_namespace
+
+        return numpy_namespace
     # By hand: array_namespace caches with lru_cache, of which torch.compile warns.
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(x, torch.Tensor):

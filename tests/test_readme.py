@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+import quantarray as qa
+from quantarray import _xp
+
 pytestmark = pytest.mark.backend_independent
 
 ROOT = Path(__file__).parents[1]
@@ -65,3 +68,14 @@ def test_links_to_files_lead_somewhere(target):
 
 def test_no_placeholder_is_left():
     assert not re.findall(r"^[A-Z]{4,}$", README, re.MULTILINE)
+
+
+def test_the_table_has_every_scheme_and_backend():
+    """It is the output of benchmarks/matrix.py, which needs every backend."""
+    table = README.split("| scheme |", 1)[1].split("\n\n")[0]
+    header, _, *rows = ("| scheme |" + table).splitlines()
+    titles = [cell.strip() for cell in header.strip("|").split("|")][1:]
+    assert titles == [*(name for name in _xp.BACKENDS if name != "cupy"), "jax.jit"]
+    cells = {row.split("`")[1]: row.split("|")[2:-1] for row in rows}
+    assert tuple(cells) == qa.schemes()
+    assert all(len(row) == len(titles) for row in cells.values())
