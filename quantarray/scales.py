@@ -164,7 +164,9 @@ def derive(ranges: Range, finite: Array | None, scheme: Scheme, xp: Namespace) -
     if scheme.zero == "point":
         zero = xp.round(scheme.element.min - _xp.divide(low, scale, xp))
         zero = _xp.clip(zero, scheme.element.min, scheme.element.max, xp)
-    offset = low if scheme.zero == "offset" else None
+    offset = None
+    if scheme.zero == "offset":
+        offset = _xp.where(low == 0, 0.0, low, xp)  # whose zero is the smaller differs
     return poison(Parameters(scale, stored, zero, offset), finite, scheme, xp)
 
 
