@@ -10,7 +10,6 @@ import importlib
 import importlib.util
 import sys
 from collections.abc import Callable, Iterator
-from importlib import metadata
 from typing import Any, ParamSpec, TypeVar
 
 import array_api_compat
@@ -362,6 +361,8 @@ def load(name: str) -> Namespace:
 
 def version(name: str) -> str:
     """Give the version of an installed backend."""
+    from importlib import metadata  # slow to import, and seldom needed
+
     distribution = BACKENDS[name][1]
     for suffix in ("", "-cuda13x", "-cuda12x"):  # CuPy has a distribution for each CUDA
         with contextlib.suppress(metadata.PackageNotFoundError):

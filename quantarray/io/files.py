@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import mmap
 import os
-import secrets
 import stat
 import sys
 from collections.abc import Callable, Iterator
@@ -146,7 +145,7 @@ def atomic_writer(path: Path) -> Iterator[Output]:
 def _create(prefix: str) -> tuple[int, str]:
     """Open a new temporary file and lock it, so that a sweep knows that its writer lives."""
     while True:
-        temporary = prefix + secrets.token_hex(8) + SUFFIX
+        temporary = prefix + os.urandom(8).hex() + SUFFIX
         descriptor = call(os.open, temporary, _CREATE, 0o666)
         try:
             _locked(descriptor, wait=True)
