@@ -38,9 +38,12 @@ def lowest(*extras: str) -> list[str]:
 def run_pytest(session: nox.Session, backend: str, **env: str) -> None:
     """Run the suite on `backend`, which conftest.py then requires to be installed."""
     select = [] if backend == "numpy" else ["-m", "not backend_independent"]
+    # Two processes where most of the time goes into compiling, or into graphs of tasks.
+    workers = ["-n", "2"] if backend in ("jax", "dask") else []
     session.run(
         "pytest",
         *select,
+        *workers,
         *session.posargs,
         env={"QUANTARRAY_BACKEND": backend, **env},
         # A selection from the command line may leave a backend without a test.
