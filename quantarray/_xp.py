@@ -81,7 +81,7 @@ def as_array(operation: str, x: Array) -> tuple[Array, Namespace]:
     name = dtype_name(x.dtype)
     if name not in DTYPES:
         raise QuantArrayError(f"{operation}: x has dtype {name}: expected {', '.join(DTYPES)}")
-    special = {_TORCH: _plain_torch, _JAX: _plain_jax, _DASK: _plain_dask}.get(xp.__name__)
+    special = _PLAIN.get(xp.__name__)
     return (x if special is None else special(operation, x)), xp
 
 
@@ -108,6 +108,9 @@ def _plain_dask(operation: str, x: Array) -> Array:
         # Dask's own reductions fail on empty chunks, which boolean indexing leaves.
         return x.rechunk(tuple(tuple(filter(None, sizes)) or (0,) for sizes in x.chunks))
     return x
+
+
+_PLAIN = {_TORCH: _plain_torch, _JAX: _plain_jax, _DASK: _plain_dask}
 
 
 def is_concrete(x: Array, xp: Namespace) -> bool:

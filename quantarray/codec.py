@@ -98,6 +98,12 @@ def thresholds(
 
 
 @_xp.constant
+def limits_of(element: NumberFormat) -> tuple[float, float, float]:
+    """Give a format's smallest and largest values, and its resolution."""
+    return float(element.min), float(element.max), element.resolution
+
+
+@_xp.constant
 def values_of(element: Float | Codebook) -> tuple[float, ...]:
     """Give the value of every code."""
     return element.table
@@ -166,7 +172,8 @@ def _goes_up(
 
 def clip_to_codes(x: Array, element: Integer, xp: Namespace) -> Array:
     """Saturate rounded values to the codes of an integer format; NaN must be gone."""
-    return xp.astype(_xp.clip(x, element.min, element.max, xp), _xp.dtype(xp, code_dtype(element)))
+    least, most, _ = limits_of(element)
+    return xp.astype(_xp.clip(x, least, most, xp), _xp.dtype(xp, code_dtype(element)))
 
 
 def to_values(codes: Array, element: NumberFormat, dtype: str, xp: Namespace) -> Array:

@@ -164,6 +164,13 @@ def _ones(task: Task, place: Any) -> Parameters:
     return Parameters(scale, stored, zero, offset)
 
 
+def _spread(parameters: Parameters, blocks: Blocks, xp: Namespace) -> Parameters:
+    """View parameters so that they broadcast with a split array."""
+    if blocks.grid == blocks.spread_view:
+        return parameters
+    return parameters.map(lambda array: blocks.spread(array, xp))
+
+
 def _values(x: Array, task: Task) -> Array:
     """Give the values that arithmetic is done on."""
     if _xp.dtype_name(x.dtype) == task.arithmetic:
@@ -202,7 +209,7 @@ def _parameters(x: Array, parts: list[Part], given: Parameters | None, task: Tas
 def _encode(x: Array, at: Slices, blocks: Blocks, parameters: Parameters, task: Task) -> Array:
     """Encode and pack one part, whose place in the whole array is `at`."""
     xp = task.xp
-    spread = parameters.map(lambda array: blocks.spread(array, xp))
+    spread = _spread(parameters, blocks, xp)
     values = _values(x, task)
     noise = None
     if task.key is not None:
@@ -210,7 +217,8 @@ def _encode(x: Array, at: Slices, blocks: Blocks, parameters: Parameters, task: 
     view = blocks.split(values, xp)
     tiny = SMALLEST_NORMAL[task.arithmetic]
     # A subnormal number can be more than the code of zero only where the scale is this small.
-    small = not (task.concrete and bool(xp.min(spread.scale) >= tiny / task.element.resolution))
+    _, _, resolution = codec.limits_of(task.element)
+    small = not (task.concrete and bool(xp.min(spread.scale) >= tiny / resolution))
     if small:
         view = _xp.flush(view, tiny, xp)
     if spread.offset is not None:
@@ -354,7 +362,7 @@ def _decode(data: Array, blocks: Blocks, parameters: Parameters, task: Task, dty
         return xp.zeros(blocks.shape, dtype=_xp.dtype(xp, dtype), device=_xp.beside(data))
     codes = unpack(data, blocks.shape[-1], task)
     view = blocks.split(codec.to_values(codes, element, task.arithmetic, xp), xp)
-    spread = parameters.map(lambda array: blocks.spread(array, xp))
+    spread = _spread(parameters, blocks, xp)
     if spread.zero is not None:
         view = view - spread.zero
     values = blocks.merge(_scaled(view, spread, task, dtype), xp)
@@ -366,8 +374,8 @@ def _scaled(view: Array, parameters: Parameters, task: Task, dtype: str) -> Arra
     xp, element, scale, offset = task.xp, task.element, parameters.scale, parameters.offset
     tiny = SMALLEST_NORMAL[task.arithmetic]
     limit = min(LARGEST[task.arithmetic], LARGEST[dtype])
-    steps = float(max(element.max - min(element.min, 0), -element.min))
-    safe = limit / 8 / steps
+    least, most, resolution = codec.limits_of(element)
+    safe = limit / 8 / (most - min(least, 0.0))
     near = task.concrete and bool(xp.max(xp.abs(scale)) < safe)
     if near and (offset is None or bool(xp.max(xp.abs(offset)) < limit / 2)):
         values = _xp.multiply(view, scale, xp)
@@ -380,6 +388,6 @@ def _scaled(view: Array, parameters: Parameters, task: Task, dtype: str) -> Arra
             values = values + _xp.flush(_xp.multiply(offset, part, xp), tiny, xp)
         values = xp.minimum(xp.maximum(values, -limit * part), limit * part) / part
     exact = isinstance(element, Integer) or (
-        task.concrete and bool(xp.min(scale) >= tiny / element.resolution)
+        task.concrete and bool(xp.min(scale) >= tiny / resolution)
     )
     return values if exact and offset is None else _xp.flush(values, tiny, xp)

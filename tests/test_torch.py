@@ -159,3 +159,13 @@ def test_cuda(scheme):
     q = qa.quantize(X.cuda(), scheme, group_size=20)
     reference = qa.quantize(corpus(), scheme, group_size=20)
     assert_same_quantized(q, reference, xp, device=torch.device("cuda", 0), dtypes=["float32"])
+
+
+def test_one_compiled_function_takes_scheme_after_scheme():
+    """The fields of a second scheme must not become symbols that the kernel computes with."""
+    decode = torch.compile(qa.dequantize, fullgraph=True)
+    x = np.random.default_rng(8).standard_normal((5, 64)).astype(np.float32)
+    for name in ("fp8_e4m3", "mxfp4", "nf4", "uint4"):
+        reference = qa.quantize(x, name)
+        q = qa.quantize(torch.from_numpy(x.copy()), name)
+        assert_same(decode(q), reference.dequantize(), xp)
