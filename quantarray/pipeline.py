@@ -52,8 +52,8 @@ class Task:
     def inside(self) -> bool:
         """Whether no quotient needs clipping.
 
-        True where the scale is absmax / max, rounded once, and the quotient is rounded once more:
-        both lie within 2**-23 of exact, and so the quotient within half a code of the range.
+        True where the scale is absmax / max: that and the quotient are rounded a few times, each to
+        a relative 2**-21 at worst, which is far less than the half code that clipping could need.
         """
         rule, element = self.scheme.scale, self.element
         return (

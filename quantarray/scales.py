@@ -194,7 +194,8 @@ def poison(
     nan: float = math.nan
     if parameters.stored.dtype == xp.uint8:
         assert scheme.scale.format is not None
-        nan = scheme.scale.format.nan or 0
+        assert scheme.scale.format.nan is not None
+        nan = scheme.scale.format.nan
     settled = parameters.map(lambda array: _xp.where(finite, array, xp.zeros_like(array), xp))
     return replace(
         settled,

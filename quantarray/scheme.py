@@ -116,6 +116,11 @@ class Scale:
                     f"Scale: {field}={short(value)}: expected a positive finite float"
                 )
         coded = self.format if self.format is not None and self.format.bits <= 8 else None
+        if coded is not None and coded.nan is None:
+            raise QuantArrayError(
+                f"Scale: format={short(self.format)}: "
+                "expected one with a NaN, which poisoned blocks get"
+            )
         if coded is not None and self.zero_block not in coded.magnitudes:
             raise QuantArrayError(
                 f"Scale: zero_block={self.zero_block}: expected a value of {self.format}"

@@ -7,7 +7,7 @@ from helpers import lacks, to_backend
 
 import quantarray as qa
 from quantarray import _xp
-from quantarray.formats import BFLOAT16, FLOAT16
+from quantarray.formats import BFLOAT16, FLOAT16, FORMATS
 from quantarray.scheme import Packing, Rounding, Scale
 
 AFFINE = qa.scheme("uint4", zero="offset", scale=Scale("range", divisor=15.0), group_size=16)
@@ -155,3 +155,8 @@ def test_msb_packing_is_the_other_nibble_first(xp):
 def test_choices_that_do_not_fit(overrides, message):
     with pytest.raises(qa.QuantArrayError, match=message):
         qa.scheme("uint4", **overrides)
+
+
+def test_scale_formats_without_nan_are_refused():
+    with pytest.raises(qa.QuantArrayError, match="expected one with a NaN"):
+        Scale("absmax", 7.0, FORMATS["e2m1fn"])
