@@ -13,7 +13,7 @@ from quantarray.notebook import (
     quantize_to_int4,
     quantize_to_int8,
 )
-from quantarray.presets import scheme, schemes
+from quantarray.overrides import scheme, schemes
 from quantarray.quantize import dequantize, fake_quantize, from_codes, quantize
 from quantarray.scheme import Scheme
 

@@ -38,7 +38,7 @@ def check_codes(operation: str, codes: Array, element: NumberFormat) -> Namespac
             (len(element.table) if isinstance(element, Codebook) else 1 << element.bits) - 1,
         )
         if isinstance(element, Integer):
-            least, most = element.min, element.max
+            least, most = element.codes
         if low < least or high > most:
             raise QuantArrayError(
                 f"{operation}: codes lie in {low}..{high}: expected {least}..{most}"

@@ -5,13 +5,16 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
-from quantarray import _xp, arguments, codec, indexing, packing, pipeline, scales
+from quantarray import _xp, arguments, codec, decoder, indexing, packing, scales, storage
 from quantarray._xp import Array, Namespace
+from quantarray.arithmetic import working_dtype
 from quantarray.blocks import Blocks, resolve, work_shape
 from quantarray.errors import QuantArrayError, short
 from quantarray.formats import DTYPES
-from quantarray.pipeline import Result, Task
+from quantarray.levels import outer_blocks
+from quantarray.parameters import Outer, float_dtype, stored_dtype
 from quantarray.scheme import Block, Scheme
+from quantarray.task import Result, Task
 
 # The stored arrays by the names files give them, in that order, and the fields that hold them.
 PARTS = {
@@ -19,7 +22,12 @@ PARTS = {
     "scale": "scale_data",
     "zero_point": "zero_point",
     "offset": "offset",
+    "global_scale": "global_scale",
+    "global_offset": "global_offset",
 }
+# Those with an entry per block of elements, and those with one per block of scales.
+PER_BLOCK = ("scale_data", "zero_point", "offset")
+GLOBAL = ("global_scale", "global_offset")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -42,13 +50,18 @@ class QuantizedArray:
         where the scheme stores them in a format of 8 bits, otherwise the scales.
     zero_point : array of the code dtype, or None
         One entry per block.
-    offset : array of float32 or float64, or None
+    offset : floating array, or None
         One entry per block.
+    global_scale : array of float32 or float64, or None
+        Of schemes with two levels of scales: what `scale_data` is to be multiplied with, or divided
+        by where the scheme stores reciprocals. One entry per block of scales.
+    global_offset : array of float32 or float64, or None
+        What is added to the scales then.
     scheme : Scheme
         What the codes mean. Its block counts axes from the end.
     tail : tuple of int
-        The last axes of the logical shape, which packing made one axis of bytes; () if not packed.
-        The axes before them are those of `data`, so that vmap and scan may add and drop some.
+        The last axes of the logical shape, which packing changed; () if not packed. The axes before
+        them are those of `data`, so that vmap and scan may add and drop some.
     dtype_name : str
         The dtype of the array that was quantized.
     """
@@ -57,6 +70,8 @@ class QuantizedArray:
     scale_data: Array
     zero_point: Array | None
     offset: Array | None
+    global_scale: Array | None
+    global_offset: Array | None
     scheme: Scheme
     tail: tuple[int, ...]
     dtype_name: str
@@ -64,11 +79,8 @@ class QuantizedArray:
     @property
     def shape(self) -> tuple[int, ...]:
         """The logical shape."""
-        return (*self.data.shape[:-1], *self.tail) if self._packed else tuple(self.data.shape)
-
-    @property
-    def _packed(self) -> bool:
-        return self.scheme.element.bits < 8
+        shape = tuple(self.data.shape)
+        return (*shape[: len(shape) - packed_axes(self.scheme)], *self.tail)
 
     @property
     def _namespace(self) -> Namespace:
@@ -110,8 +122,12 @@ class QuantizedArray:
     @property
     def scale(self) -> Array:
         """The scales: float32, or float64 for float64 input, with one entry per block."""
-        dtype = codec.arithmetic(self.dtype_name)
-        return scales.as_values(self.scale_data, self.scheme, dtype, self._namespace)
+        dtype = working_dtype(self.dtype_name)
+        return scales.as_values(self.scale_data, self.scheme, dtype, self._namespace, self._outer)
+
+    @property
+    def _outer(self) -> Outer | None:
+        return None if self.global_scale is None else Outer(self.global_scale, self.global_offset)
 
     @property
     def blocks(self) -> Blocks:
@@ -123,7 +139,7 @@ class QuantizedArray:
         """The unpacked codes, in the logical shape: int8 for signed integers, otherwise uint8."""
         xp = self._namespace
         task = self._task(xp)
-        return xp.reshape(pipeline.unpack(self.data, task.blocks.shape[-1], task), self.shape)
+        return xp.reshape(storage.unpack(self.data, task.blocks.shape, task), self.shape)
 
     def dequantize(self, dtype: Any = None) -> Array:
         """Decode.
@@ -149,18 +165,16 @@ class QuantizedArray:
             name = _xp.dtype_name(arguments.float_dtype("dequantize", dtype, xp))
         task = self._task(xp)
         data = xp.reshape(self.data, task.data_shape(task.blocks.shape))
-        per_block = (self.scale_data, self.zero_point, self.offset)
-        stored = Result(
-            data, *(None if p is None else xp.reshape(p, task.blocks.grid) for p in per_block)
-        )
-        return xp.reshape(pipeline.dequantize(stored, task, name), self.shape)
+        stored = Result(data, self.scale_data, self.zero_point, self.offset, self._outer)
+        stored = stored.with_grid(task.blocks.grid, xp)
+        return xp.reshape(decoder.dequantize(stored, task, name), self.shape)
 
     def _task(self, xp: Namespace) -> Task:
         return Task(
             blocks=self.blocks,
             scheme=self.scheme,
             xp=xp,
-            arithmetic=codec.arithmetic(self.dtype_name),
+            dtype=self.dtype_name,
             concrete=_xp.is_concrete(self.data, xp),
         )
 
@@ -170,13 +184,19 @@ class QuantizedArray:
         def move(part: Array) -> Array:
             return _xp.to_device(part, device)
 
-        return self._map(move, move)
+        return self._map(move, move, move)
 
-    def _map(self, data: Callable[[Array], Array], per_block: Callable[[Array], Array]) -> Self:
-        """Apply one function to the stored codes, and one to all that has an entry per block."""
-        fields = [field for field in PARTS.values() if getattr(self, field) is not None]
-        changed = {field: per_block(getattr(self, field)) for field in fields if field != "data"}
-        return replace(self, data=data(self.data), **changed)
+    def _map(
+        self,
+        data: Callable[[Array], Array],
+        per_block: Callable[[Array], Array],
+        outer: Callable[[Array], Array],
+    ) -> Self:
+        """Apply functions to the stored codes, to what blocks have, to what their scales have."""
+        functions = {"data": data}
+        functions |= dict.fromkeys(PER_BLOCK, per_block) | dict.fromkeys(GLOBAL, outer)
+        fields = [field for field in functions if getattr(self, field) is not None]
+        return replace(self, **{f: functions[f](getattr(self, f)) for f in fields})
 
     def parts(self) -> dict[str, Array]:
         """Give the stored arrays by name, without those that the scheme has not."""
@@ -216,8 +236,11 @@ class QuantizedArray:
                 raise QuantArrayError(
                     f"QuantizedArray: part {k!r}: {found.get(k)}: expected {specs.get(k)}"
                 )
-        stored = Result(parts["data"], parts["scale"], parts.get("zero_point"), parts.get("offset"))
-        return make(stored, scheme, shape, dtype_name)
+        outer = None
+        if "global_scale" in parts:
+            outer = Outer(parts["global_scale"], parts.get("global_offset"))
+        found_parts = (parts["data"], parts["scale"], parts.get("zero_point"), parts.get("offset"))
+        return make(Result(*found_parts, outer), scheme, shape, dtype_name)
 
     def __getitem__(self, key: Any) -> "QuantizedArray":
         """Index along leading axes with integers and slices, where blocks allow.
@@ -238,8 +261,10 @@ class QuantizedArray:
             If the index is out of bounds or not of these.
         """
         shape, flat = self.shape, self.scheme.block.flat is not None
-        where = indexing.resolve(key, shape, self.blocks.extents, packed=self._packed, flat=flat)
-        chosen = self._map(where.take, where.take_blocks)
+        where = indexing.resolve(
+            key, shape, self.blocks.extents, packed=packed_axes(self.scheme), flat=flat
+        )
+        chosen = self._map(where.take, where.take_blocks, where.take_whole)
         return replace(
             chosen,
             scheme=replace(self.scheme, block=where.rename(self.scheme.block, len(shape))),
@@ -276,6 +301,13 @@ def _blocks_of(block: Block, shape: tuple[int, ...], grid: tuple[int, ...]) -> B
     return Blocks(shape, tuple(max(1, extent) for extent in extents))
 
 
+def packed_axes(scheme: Scheme) -> int:
+    """Tell how many of the last axes of stored codes are not those of the array."""
+    if not scheme.packed:
+        return 0
+    return 1 if scheme.packing.transpose == "no" else 2
+
+
 def make(
     stored: Result,
     scheme: Scheme,
@@ -284,11 +316,20 @@ def make(
 ) -> QuantizedArray:
     """Build the container from what the pipeline gives; the scheme's axes count from the end."""
     tail: tuple[int, ...] = ()
-    if scheme.element.bits < 8:
-        tail = shape if scheme.block.flat is not None else shape[-1:]
+    if scheme.packed:
+        tail = shape if scheme.block.flat is not None else shape[-packed_axes(scheme) :]
+    outer = stored.outer or Outer(None)
     _xp.register_pytree(QuantizedArray, tuple(PARTS.values()), ("scheme", "tail", "dtype_name"))
     return QuantizedArray(
-        stored.data, stored.scale, stored.zero_point, stored.offset, scheme, tail, dtype_name
+        stored.data,
+        stored.scale,
+        stored.zero_point,
+        stored.offset,
+        outer.scale,
+        outer.offset,
+        scheme,
+        tail,
+        dtype_name,
     )
 
 
@@ -324,15 +365,22 @@ def part_specs(
     work = work_shape(scheme.block, shape)
     grid = resolve("QuantizedArray", scheme.block, shape).grid
     grid = grid if shape or scheme.block.flat is not None else ()
-    data = (
-        shape if element.bits >= 8 else (*work[:-1], packing.packed_length(work[-1], element.bits))
-    )
+    data, dtype = shape, codec.code_dtype(element)
+    if scheme.packed:
+        data = packing.packed_shape(work, element.bits, scheme.packing)
+        dtype = packing.word_dtype(scheme.packing)
     specs = {
-        "data": (data, codec.code_dtype(element) if element.bits >= 8 else "uint8"),
-        "scale": (grid, scales.stored_dtype(scheme, codec.arithmetic(dtype_name))),
+        "data": (data, dtype),
+        "scale": (grid, stored_dtype(scheme, dtype_name)),
     }
-    if scheme.zero == "point":
+    if scheme.scale.outer is not None:
+        working = working_dtype(dtype_name)
+        outer_grid = outer_blocks(scheme, grid).grid
+        specs["global_scale"] = (outer_grid, working)
+        if scheme.scale.outer.zero == "mean":
+            specs["global_offset"] = ((1,) * max(1, len(grid)), working)
+    if scheme.zero_kind == "point":
         specs["zero_point"] = (grid, codec.code_dtype(element))
-    if scheme.zero == "offset":
-        specs["offset"] = (grid, codec.arithmetic(dtype_name))
+    if scheme.zero_kind == "offset":
+        specs["offset"] = (grid, float_dtype(scheme, dtype_name))
     return specs

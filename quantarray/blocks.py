@@ -8,6 +8,9 @@ last block has the range of its own elements.
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
 
 from quantarray import _xp
 from quantarray._xp import Array, Namespace
@@ -50,13 +53,24 @@ class Blocks:
         object.__setattr__(self, "spread_view", tuple(spread))
         object.__setattr__(self, "axes", tuple(axes))
 
-    def split(self, x: Array, xp: Namespace) -> Array:
-        """View an array of this shape by blocks, padding what is ragged."""
+    def split(self, x: Array, xp: Namespace, fill: float | None = None) -> Array:
+        """View an array of this shape by blocks, padding what is ragged: with `fill` if given."""
         if self.padded != self.shape:
             for axis, (size, wanted) in enumerate(zip(self.shape, self.padded, strict=True)):
                 if size < wanted:
-                    x = xp.concat([x, _repeat_last(x, axis, wanted - size, xp)], axis=axis)
+                    padding = _repeat_last(x, axis, wanted - size, xp)
+                    padding = padding if fill is None else xp.full_like(padding, fill)
+                    x = xp.concat([x, padding], axis=axis)
         return self._reshape(x, splitting=True, xp=xp)
+
+    def counts(self) -> np.ndarray[Any, Any]:
+        """Give the number of elements of each block."""
+        counts = np.ones((), dtype=np.int64)
+        for size, extent, count in zip(self.shape, self.extents, self.grid, strict=True):
+            last = size - extent * (count - 1)
+            along = np.where(np.arange(count) == count - 1, last, extent)
+            counts = counts[..., None] * along
+        return counts
 
     def spread(self, per_block: Array, xp: Namespace) -> Array:
         """View an array of one entry per block so that it broadcasts with a split array."""

@@ -117,12 +117,12 @@ def _json(parser: argparse.ArgumentParser) -> None:
 
 
 def _quantize(arguments: argparse.Namespace) -> None:
-    from quantarray import presets, report
+    from quantarray import overrides, report
     from quantarray.io.convert import quantize_file
 
     sizes = {"group_size": arguments.group_size, "channel_axis": arguments.channel_axis}
     given = {name: value for name, value in sizes.items() if value is not None}
-    scheme = presets.scheme(arguments.scheme, **given)
+    scheme = overrides.scheme(arguments.scheme, **given)
     with _progress() as progress:
         conversion = quantize_file(arguments.source, arguments.target, scheme, progress)
     _print(report.converted(conversion), report.converted_text, arguments.json)

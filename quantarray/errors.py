@@ -23,9 +23,9 @@ def short(value: Any) -> str:
     return text if len(text) <= 120 else f"{text[:117]}..."
 
 
-def choice(operation: str, argument: str, value: Any, choices: tuple[str, ...]) -> None:
-    """Refuse a value that is not one of the choices."""
-    if not isinstance(value, str) or value not in choices:
+def choice(operation: str, argument: str, value: Any, choices: tuple[Any, ...]) -> None:
+    """Refuse a value that is not one of the choices, or only equal to one, as True is to 1."""
+    if not any(type(value) is type(allowed) and value == allowed for allowed in choices):
         expected = ", ".join(map(repr, choices))
         raise QuantArrayError(f"{operation}: {argument}={short(value)}: expected one of {expected}")
 

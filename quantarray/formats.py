@@ -9,17 +9,24 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from quantarray.codebooks import DYNAMIC, FP4_BNB, NF4
 from quantarray.errors import QuantArrayError, choice, integer, short
 
 
 @dataclass(frozen=True)
 class Integer:
-    """Two's complement or unsigned integers of 1 to 16 bits."""
+    """Integers of 1 to 16 bits, two's complement or unsigned: code c means (c - origin) / steps."""
 
     bits: int
     signed: bool = True
     # The lowest signed code is not used, so that the range is symmetric: int8 is -127..127.
     narrow: bool = False
+    # Fixed point: codes per unit of value.
+    steps: float = 1.0
+    # The code of the value 0.
+    origin: float = 0.0
+    # Values decode to the middle of those that are truncated to their code, half a step up.
+    middle: bool = False
 
     def __post_init__(self) -> None:
         integer("Integer", "bits", self.bits, 1, 16)
@@ -27,21 +34,48 @@ class Integer:
             raise QuantArrayError(
                 "Integer: narrow=True: only signed integers of 2 bits or more are narrow"
             )
+        for field, low, high in (("steps", 2.0**-16, 2.0**16), ("origin", -(2.0**16), 2.0**16)):
+            if (
+                not isinstance(getattr(self, field), float)
+                or not low <= getattr(self, field) <= high
+            ):
+                raise QuantArrayError(
+                    f"Integer: {field}={short(getattr(self, field))}: expected {low:g} to {high:g}"
+                )
 
     @property
-    def min(self) -> int:
+    def codes(self) -> tuple[int, int]:
+        """The smallest and largest codes."""
+        low = -(1 << (self.bits - 1)) + self.narrow if self.signed else 0
+        return low, (1 << (self.bits - self.signed)) - 1
+
+    @property
+    def plain(self) -> bool:
+        """Whether values are their codes."""
+        return (self.steps, self.origin, self.middle) == (1.0, 0.0, False)
+
+    @property
+    def mantissa(self) -> int:
+        """Bits after the leading one of the largest value."""
+        return self.bits - self.signed - 1
+
+    @property
+    def min(self) -> float:
         """The smallest value."""
-        return -(1 << (self.bits - 1)) + self.narrow if self.signed else 0
+        return self._value(self.codes[0])
 
     @property
-    def max(self) -> int:
+    def max(self) -> float:
         """The largest value."""
-        return (1 << (self.bits - self.signed)) - 1
+        return self._value(self.codes[1])
 
     @property
     def resolution(self) -> float:
         """The magnitude up to which values round to zero."""
-        return 0.5
+        return 0.5 / self.steps
+
+    def _value(self, code: int) -> float:
+        return (code - self.origin + self.middle / 2) / self.steps
 
 
 @dataclass(frozen=True)
@@ -117,7 +151,7 @@ class Float:
         """The code of NaN, if there is one."""
         quiet = 1 << self.mantissa >> 1
         codes = {
-            "ieee": self._finite + quiet,
+            "ieee": self._finite + quiet if quiet else None,  # without a mantissa only Inf fits
             "nan": self._finite,
             "nan_zero": 1 << (self.bits - 1),
         }
@@ -148,12 +182,21 @@ class Codebook:
 
     name: str
     table: tuple[float, ...]
+    # Values are first rounded to the nearest of this many, evenly spaced over [-1, 1].
+    bins: int | None = None
 
     def __post_init__(self) -> None:
         if not 2 <= len(self.table) <= 256 or not all(map(math.isfinite, self.table)):
             raise QuantArrayError(
                 f"Codebook: name={short(self.name)}: table: expected 2 to 256 finite values"
             )
+        if self.bins is not None:
+            integer("Codebook", "bins", self.bins, 2, 1 << 16)
+
+    @property
+    def order(self) -> tuple[int, ...]:
+        """The codes in ascending order of their values."""
+        return tuple(sorted(range(len(self.table)), key=self.table.__getitem__))
 
     @property
     def bits(self) -> int:
@@ -172,10 +215,10 @@ class Codebook:
 
     @property
     def resolution(self) -> float:
-        """The magnitude up to which all values round to the same code, or a smaller one."""
-        values = sorted(set(self.table))
-        midpoints = (abs(a + b) / 2 for a, b in itertools.pairwise(values))
-        return min(midpoint for midpoint in midpoints if midpoint)
+        """The magnitude up to which all values round to the same code."""
+        if self.bins is not None:
+            return 0.0  # that of zero itself may have a neighbour's code
+        return min(abs(a + b) / 2 for a, b in itertools.pairwise(sorted(self.table)))
 
 
 NumberFormat = Integer | Float | Codebook
@@ -189,6 +232,7 @@ FLOAT16 = Float(5, 10, 15, "ieee")
 DTYPES = {"float16": FLOAT16, "bfloat16": BFLOAT16, "float32": FLOAT32, "float64": FLOAT64}
 LARGEST = {name: dtype.max for name, dtype in DTYPES.items()}
 SMALLEST_NORMAL = {name: dtype.smallest_normal for name, dtype in DTYPES.items()}
+EPSILON = {name: 2.0**-dtype.mantissa for name, dtype in DTYPES.items()}
 
 FORMATS: dict[str, NumberFormat] = {
     **{f"int{bits}": Integer(bits) for bits in range(2, 17)},
@@ -203,28 +247,11 @@ FORMATS: dict[str, NumberFormat] = {
     "e2m3fn": Float(2, 3, 1, "none"),
     "e2m1fn": Float(2, 1, 1, "none"),
     "e8m0fnu": Float(8, 0, 127, "nan", signed=False),
-    # QLoRA (Dettmers et al., 2023), appendix E: quantiles of a normal distribution.
-    "nf4": Codebook(
-        "nf4",
-        (
-            -1.0,
-            -0.6961928009986877,
-            -0.5250730514526367,
-            -0.39491748809814453,
-            -0.28444138169288635,
-            -0.18477343022823334,
-            -0.09105003625154495,
-            0.0,
-            0.07958029955625534,
-            0.16093020141124725,
-            0.24611230194568634,
-            0.33791524171829224,
-            0.44070982933044434,
-            0.5626170039176941,
-            0.7229568362236023,
-            1.0,
-        ),
-    ),
+    "mxint8": Integer(8, narrow=True, steps=64.0),
+    "nf4": Codebook("nf4", NF4),
+    "fp4_bnb": Codebook("fp4_bnb", FP4_BNB),
+    "dynamic8": Codebook("dynamic8", DYNAMIC),
+    "sign": Codebook("sign", (-1.0, 1.0)),
 }
 
 

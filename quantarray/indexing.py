@@ -26,6 +26,10 @@ class Selection:
         """Select from an array with an entry per block."""
         return self._take(per_block, self.blocks)
 
+    def take_whole(self, outer: Array) -> Array:
+        """Select from an array with one entry for the whole of each axis, or for flat blocks."""
+        return self._take(outer, (slice(None),) * len(self.elements))
+
     def _take(self, array: Array, where: tuple[slice, ...]) -> Array:
         taken = array[(*where, ...)]
         shape = tuple(size for axis, size in enumerate(taken.shape) if axis not in self.dropped)
@@ -42,7 +46,7 @@ class Selection:
 
 
 def resolve(
-    key: Any, shape: tuple[int, ...], extents: tuple[int, ...], *, packed: bool, flat: bool
+    key: Any, shape: tuple[int, ...], extents: tuple[int, ...], *, packed: int, flat: bool
 ) -> Selection:
     """Find what an index selects.
 
@@ -54,8 +58,10 @@ def resolve(
         The logical shape.
     extents : tuple of int
         Of the blocks.
-    packed, flat : bool
-        Whether the last axis is packed, and whether blocks do not follow the axes.
+    packed : int
+        How many of the last axes packing changed.
+    flat : bool
+        Whether blocks do not follow the axes.
 
     Returns
     -------
@@ -72,9 +78,10 @@ def resolve(
         raise QuantArrayError("index: flat blocks do not follow the axes: dequantize first")
     if len(keys) > len(shape):
         raise QuantArrayError(f"index: {len(keys)} indices for shape {shape}")
-    if len(keys) == len(shape) and packed and keys:
+    if keys and len(keys) > len(shape) - packed:
+        axes, verb = ("last axis", "is") if packed == 1 else (f"last {packed} axes", "are")
         raise QuantArrayError(
-            f"index: the last axis of shape {shape} is packed: index the axes before it"
+            f"index: the {axes} of shape {shape} {verb} packed: index the axes before"
         )
     chosen = [_choose(k, axis, shape[axis], extents[axis]) for axis, k in enumerate(keys)]
     dropped = tuple(axis for axis, k in enumerate(keys) if not isinstance(k, slice))

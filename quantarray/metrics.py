@@ -11,10 +11,10 @@ from quantarray._xp import Array
 from quantarray.array import QuantizedArray
 from quantarray.blocks import pieces
 from quantarray.errors import QuantArrayError, short
-from quantarray.pipeline import PIECE
 from quantarray.quantize import quantize
 from quantarray.scheme import Scheme
 from quantarray.tables import table
+from quantarray.task import PIECE
 
 _COLUMNS = (
     "scheme",

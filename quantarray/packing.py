@@ -1,24 +1,56 @@
-"""Codes to bytes and back: where the bits of codes narrower than a byte lie.
+"""Codes to words and back: where the bits of codes lie in the packed array.
 
-Rows (the last axis) are padded with zero bits to whole bytes. Eight over gcd(8, bits) codes fill
-bits over gcd(8, bits) bytes exactly; every function works on such units.
+Rows are padded with zero bits to whole words. Bytes are filled from codes first, then words of 32
+bits from bytes: eight over gcd(8, bits) codes fill bits over gcd(8, bits) bytes exactly, and where
+codes leave gaps or are interleaved, each word has the same places. Every function works on such
+units of a row.
 """
 
 from collections.abc import Iterator
-from typing import Literal
 
 from quantarray import _xp
 from quantarray._xp import Array, Namespace
+from quantarray.errors import QuantArrayError
+from quantarray.scheme import Packing
 
-Order = Literal["lsb", "msb"]
+Shape = tuple[int, ...]
+# (code, byte, left shift of the code in the byte), within a unit.
+Overlap = tuple[int, int, int]
 
 
-def packed_length(count: int, bits: int) -> int:
-    """Give the bytes of a row of `count` codes of `bits` bits each."""
-    return -(-count * bits // 8)
+def words(count: int, bits: int, packing: Packing) -> int:
+    """Give the words of a row of `count` codes of `bits` bits each."""
+    if _is_gapless(bits, packing):
+        return -(-count * bits // packing.word)
+    return -(-count // (packing.word // bits))
 
 
-def pack(codes: Array, bits: int, order: Order, xp: Namespace) -> Array:
+def packed_shape(shape: Shape, bits: int, packing: Packing) -> Shape:
+    """Give the shape of the packed array of codes of this shape."""
+    if packing.transpose == "codes":
+        shape = _exchanged(shape, packing)
+    shape = (*shape[:-1], words(shape[-1], bits, packing))
+    return _exchanged(shape, packing) if packing.transpose == "words" else shape
+
+
+def word_dtype(packing: Packing) -> str:
+    """Name the dtype of the packed array."""
+    if packing.word == 32:
+        return "int32"
+    return "int8" if packing.centred else "uint8"
+
+
+def unit(bits: int, packing: Packing) -> int:
+    """Give the codes after which a row may be cut, and after any multiple of which.
+
+    The codes before and after share no word.
+    """
+    if _is_gapless(bits, packing):
+        return packing.word // (bits & -bits)
+    return packing.word // bits
+
+
+def pack(codes: Array, bits: int, packing: Packing, xp: Namespace) -> Array:
     """Pack the codes of each row.
 
     Parameters
@@ -26,71 +58,151 @@ def pack(codes: Array, bits: int, order: Order, xp: Namespace) -> Array:
     codes : array of uint8, shape (..., n)
         Each below ``2**bits``.
     bits : int
-        1 to 7.
-    order : {"lsb", "msb"}
-        Whether the first code takes the lowest or the highest bits of the first byte.
+        1 to 8.
+    packing : Packing
+        Where their bits go; `excess` is the caller's to add.
     xp : namespace
         The array's.
 
     Returns
     -------
-    array of uint8, shape (..., ceil(n * bits / 8))
+    array of `word_dtype`, shape `packed_shape`
+
+    Raises
+    ------
+    QuantArrayError
+        If the packing does not fit codes of this width or shape.
     """
-    count = codes.shape[-1]
     if 0 in codes.shape:
-        return _zeros(codes, packed_length(count, bits), xp)
-    units, codes_per_unit, bytes_per_unit = _units(count, bits)
-    columns = _columns(codes, units, codes_per_unit, xp)
-    parts: list[Array | None] = [None] * bytes_per_unit
-    for code, byte, shift in _overlaps(codes_per_unit, bits, order):
-        piece = _shift(columns[..., code], shift)
-        part = parts[byte]
-        parts[byte] = piece if part is None else part | piece
-    return _interleave(parts, packed_length(count, bits), xp)
+        return _zeros(codes, packed_shape(codes.shape, bits, packing), word_dtype(packing), xp)
+    if packing.transpose == "codes":
+        codes = _transpose(codes, packing, xp)
+    count = words(codes.shape[-1], bits, packing)
+    data = _fill_bytes(codes, bits, packing, xp)
+    if packing.word == 32:
+        data = _join(_columns(data, count, 4, xp), packing, xp)
+    else:
+        data = _cut(data, count)
+    if packing.centred:
+        data = xp.astype(xp.astype(data, xp.int16) - 128, xp.int8)
+    return _transpose(data, packing, xp) if packing.transpose == "words" else data
 
 
-def unpack(data: Array, bits: int, order: Order, count: int, xp: Namespace) -> Array:
+def unpack(data: Array, bits: int, packing: Packing, count: int, xp: Namespace) -> Array:
     """Undo `pack`.
 
     Parameters
     ----------
-    data : array of uint8, shape (..., ceil(count * bits / 8))
+    data : array of `word_dtype`, shape `packed_shape`
         Packed rows.
-    bits, order
+    bits, packing
         As in `pack`.
     count : int
-        Codes in a row.
+        Codes in a row: the size of the codes' last axis, or with ``transpose="codes"`` of the last
+        but one.
     xp : namespace
         The array's.
 
     Returns
     -------
     array of uint8, shape (..., count)
+
+    Raises
+    ------
+    QuantArrayError
+        If the packing does not fit codes of this width or shape.
     """
     if 0 in data.shape:
-        return _zeros(data, count, xp)
-    units, codes_per_unit, bytes_per_unit = _units(count, bits)
-    columns = _columns(data, units, bytes_per_unit, xp)
-    parts: list[Array | None] = [None] * codes_per_unit
-    for code, byte, shift in _overlaps(codes_per_unit, bits, order):
-        piece = _shift(columns[..., byte], -shift)
-        part = parts[code]
-        parts[code] = piece if part is None else part | piece
-    return _interleave([part & ((1 << bits) - 1) for part in parts if part is not None], count, xp)
+        return _zeros(data, _unpacked_shape(data.shape, count, packing), "uint8", xp)
+    if packing.transpose == "words":
+        data = _transpose(data, packing, xp)
+    if packing.centred:
+        data = xp.astype(xp.astype(data, xp.int16) + 128, xp.uint8)
+    if packing.word == 32:
+        data = _split(data, packing, xp)
+    codes = _cut(_read_bytes(data, bits, packing, count, xp), count)
+    return _transpose(codes, packing, xp) if packing.transpose == "codes" else codes
 
 
-def _units(count: int, bits: int) -> tuple[int, int, int]:
-    common = bits & -bits  # gcd(8, bits), as torch.compile can trace it
-    return -(-count * common // 8), 8 // common, bits // common
+def _is_gapless(bits: int, packing: Packing) -> bool:
+    """Tell whether a row is one sequence of codes with no unused bits before its end."""
+    per_word, over = packing.word // bits, packing.word % bits
+    if packing.interleave and (len(packing.interleave) != per_word or (packing.dense and over)):
+        raise QuantArrayError(
+            f"Packing: interleave={packing.interleave} with codes of {bits} bits: expected "
+            f"{per_word} indices{' and dense=False' if over else ''}, for words of {packing.word}"
+        )
+    return packing.dense or not over
 
 
-def _overlaps(codes: int, bits: int, order: Order) -> Iterator[tuple[int, int, int]]:
-    """Give (code, byte, left shift of the code in the byte) for each pair that shares bits."""
-    for code in range(codes):
-        first = code * bits
+def _layout(bits: int, packing: Packing) -> tuple[int, int, Iterator[Overlap]]:
+    """Give the codes and the bytes of a unit of bytes, and each pair of them that shares bits."""
+    if _is_gapless(bits, packing) and not packing.interleave:
+        common = bits & -bits  # gcd(8, bits), as torch.compile can trace it
+        size, length, unused = 8 // common, bits // common, 0
+    else:
+        size, length, unused = packing.word // bits, packing.word // 8, packing.word % bits
+    return size, length, _overlaps(packing.interleave or range(size), bits, unused, packing)
+
+
+def _overlaps(
+    codes: tuple[int, ...] | range, bits: int, unused: int, packing: Packing
+) -> Iterator[Overlap]:
+    """Lay codes out in a unit; the unused bits are the highest in either order."""
+    first = 0 if packing.order == "lsb" else unused
+    for code in codes:
         for byte in range(first // 8, (first + bits - 1) // 8 + 1):
             low = first - 8 * byte
-            yield code, byte, low if order == "lsb" else 8 - bits - low
+            yield code, byte, low if packing.order == "lsb" else 8 - bits - low
+        first += bits
+
+
+def _fill_bytes(codes: Array, bits: int, packing: Packing, xp: Namespace) -> Array:
+    """Pack rows into whole units of bytes."""
+    size, length, overlaps = _layout(bits, packing)
+    columns = _columns(codes, -(-codes.shape[-1] // size), size, xp)
+    parts: list[Array | None] = [None] * length
+    for code, byte, shift in overlaps:
+        piece = _shift(columns[..., code], shift)
+        part = parts[byte]
+        parts[byte] = piece if part is None else part | piece
+    return _zip(parts, xp)
+
+
+def _read_bytes(data: Array, bits: int, packing: Packing, count: int, xp: Namespace) -> Array:
+    """Unpack rows of bytes into whole units of codes."""
+    size, length, overlaps = _layout(bits, packing)
+    columns = _columns(data, -(-count // size), length, xp)
+    parts: list[Array | None] = [None] * size
+    for code, byte, shift in overlaps:
+        piece = _shift(columns[..., byte], -shift)
+        if shift + bits < 8:  # higher bits are those of others
+            piece = piece & ((1 << bits) - 1)
+        part = parts[code]
+        parts[code] = piece if part is None else part | piece
+    return _zip(parts, xp)
+
+
+def _join(columns: Array, packing: Packing, xp: Namespace) -> Array:
+    """Make int32 words of the bytes of the last axis."""
+    word = None
+    for byte, shift in _bytes_of_words(packing):
+        piece = _shift(xp.astype(columns[..., byte], xp.int32), shift)
+        word = piece if word is None else word | piece
+    return word
+
+
+def _split(data: Array, packing: Packing, xp: Namespace) -> Array:
+    """Take int32 words apart into bytes."""
+    # Masked after the shift, which copies the sign bit.
+    parts = [
+        xp.astype(_shift(data, -shift) & 255, xp.uint8) for _, shift in _bytes_of_words(packing)
+    ]
+    return _zip(parts, xp)
+
+
+def _bytes_of_words(packing: Packing) -> Iterator[tuple[int, int]]:
+    return zip(range(4), (0, 8, 16, 24) if packing.order == "lsb" else (24, 16, 8, 0), strict=True)
 
 
 def _shift(x: Array, left: int) -> Array:
@@ -100,24 +212,48 @@ def _shift(x: Array, left: int) -> Array:
 
 
 def _columns(x: Array, units: int, size: int, xp: Namespace) -> Array:
-    """Pad rows to whole units and view them as (..., units, size).
+    """Pad or cut rows to whole units and view them as (..., units, size).
 
     A strided slice of the row would do too, but JAX gathers it, and loses the array's sharding.
     """
     missing = units * size - x.shape[-1]
-    if missing:
-        x = xp.concat([x, _zeros(x, missing, xp)], axis=-1)
-    return xp.reshape(x, (*x.shape[:-1], units, size))
+    if missing > 0:
+        padding = xp.zeros((*x.shape[:-1], missing), dtype=x.dtype, device=_xp.beside(x))
+        x = xp.concat([x, padding], axis=-1)
+    return xp.reshape(_cut(x, units * size), (*x.shape[:-1], units, size))
 
 
-def _zeros(like: Array, count: int, xp: Namespace) -> Array:
-    return xp.zeros((*like.shape[:-1], count), dtype=like.dtype, device=_xp.beside(like))
+def _cut(x: Array, count: int) -> Array:
+    return x if x.shape[-1] == count else x[..., :count]
 
 
-def _interleave(parts: list[Array], count: int, xp: Namespace) -> Array:
+def _zip(parts: list[Array], xp: Namespace) -> Array:
     if len(parts) == 1:
-        whole = parts[0]
-    else:
-        *rows, units = parts[0].shape
-        whole = xp.reshape(xp.stack(parts, axis=-1), (*rows, units * len(parts)))
-    return whole if whole.shape[-1] == count else whole[..., :count]
+        return parts[0]
+    *rows, units = parts[0].shape
+    return xp.reshape(xp.stack(parts, axis=-1), (*rows, units * len(parts)))
+
+
+def _zeros(like: Array, shape: Shape, dtype: str, xp: Namespace) -> Array:
+    return xp.zeros(shape, dtype=_xp.dtype(xp, dtype), device=_xp.beside(like))
+
+
+def _unpacked_shape(shape: Shape, count: int, packing: Packing) -> Shape:
+    if packing.transpose == "words":
+        shape = _exchanged(shape, packing)
+    shape = (*shape[:-1], count)
+    return _exchanged(shape, packing) if packing.transpose == "codes" else shape
+
+
+def _exchanged(shape: Shape, packing: Packing) -> Shape:
+    if len(shape) < 2:
+        raise QuantArrayError(
+            f"Packing: transpose={packing.transpose!r}: array of shape {tuple(shape)}: "
+            "expected at least 2 axes"
+        )
+    return (*shape[:-2], shape[-1], shape[-2])
+
+
+def _transpose(x: Array, packing: Packing, xp: Namespace) -> Array:
+    _exchanged(x.shape, packing)  # or refuse
+    return xp.matrix_transpose(x)

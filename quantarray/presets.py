@@ -3,21 +3,20 @@
 import dataclasses
 import math
 import typing
-from typing import Any, Literal
+from typing import Literal
 
-from quantarray.errors import QuantArrayError, choice, integer, short
-from quantarray.formats import FORMATS, Float, Integer, NumberFormat
-from quantarray.scheme import Block, Scale, Scheme
+from quantarray.formats import FORMATS, Codebook, Float, Integer, NumberFormat
+from quantarray.scheme import Block, Packing, Rounding, Scale, Scheme
 
 
 def _symmetric(bits: int) -> Scheme:
     element = Integer(bits, narrow=True)
-    return Scheme(f"int{bits}", element, scale=Scale("absmax", divisor=float(element.max)))
+    return Scheme(f"int{bits}", element, scale=Scale("absmax", divisor=element.max))
 
 
 def _asymmetric(bits: int) -> Scheme:
     element = Integer(bits, signed=False)
-    scale = Scale("minmax", divisor=float(element.max))
+    scale = Scale("minmax", divisor=element.max)
     return Scheme(f"uint{bits}", element, scale=scale, zero="point")
 
 
@@ -28,11 +27,10 @@ def _float(name: str, format_: str) -> Scheme:
 
 def _microscaling(name: str, format_: str) -> Scheme:
     element = FORMATS[format_]
-    scale = _power_of_two(element, "floor")
-    return Scheme(name, element, block=Block.group(32), scale=scale)
+    return Scheme(name, element, Block.group(32), power_of_two(element, "floor"))
 
 
-def _power_of_two(element: NumberFormat, rule: str) -> Scale:
+def power_of_two(element: NumberFormat, rule: str, base: Scale | None = None) -> Scale:
     """Give a rule of the OCP Microscaling formats for scales that are powers of two.
 
     With 2**e the largest power of two that the element holds: "floor", the MX specification's, is
@@ -40,24 +38,175 @@ def _power_of_two(element: NumberFormat, rule: str) -> Scale:
     the next power where absmax is none; "even" rounds absmax to the element's mantissa first;
     "rceil" is the smallest power of two with which no element saturates.
     """
-    assert isinstance(element, Float)
+    assert not isinstance(element, Codebook)
+    base = base or Scale(format=E8M0)
     power = 2.0 ** math.floor(math.log2(element.max))
-    divisor, rounding = {
+    up: Literal["up", "up_log2"] = "up_log2" if base.least == E8M0.min else "up"
+    rules: dict[str, tuple[float, Literal["down", "up", "up_log2"]]] = {
         "floor": (power, "down"),
         "ceil": (power, "up"),
         "even": (power * (1 - 2.0 ** -(element.mantissa + 2)), "down"),
-        "rceil": (element.max, "up"),
-    }[rule]
-    return Scale("absmax", divisor, E8M0, typing.cast(Literal["down", "up"], rounding))
+        "rceil": (element.max, up),
+    }
+    divisor, rounding = rules[rule]
+    return dataclasses.replace(base, divisor=divisor, rounding=rounding)
+
+
+def _onnx(name: str, element: NumberFormat) -> Scheme:
+    """Give ONNX's QuantizeLinear; its scale for uint8 is that of DynamicQuantizeLinear."""
+    unsigned = isinstance(element, Integer) and not element.signed
+    span = float(element.max)
+    return Scheme(
+        f"onnx:{name}",
+        element,
+        scale=Scale("minmax", span, zero_block=1 / span) if unsigned else Scale("absmax", span),
+        zero="point" if unsigned else "none",
+        rounding=Rounding(negative_zero=element != FORMATS["e2m1fn"]),
+    )
+
+
+def _torchao(bits: int, *, signed: bool) -> Scheme:
+    """Give torchao's affine primitives with the mapping SYMMETRIC or ASYMMETRIC."""
+    element = Integer(bits, signed=signed)
+    low, high = element.codes
+    rule: Literal["absmax", "minmax"] = "absmax" if signed else "minmax"
+    divisor = (high - low) / 2 if signed else float(high)
+    return Scheme(
+        f"torchao:{'' if signed else 'u'}int{bits}",
+        element,
+        Block.group(128) if bits < 8 else ROW,
+        Scale(rule, divisor, width="input", zero_block="least"),
+        "none" if signed else "point",
+        Rounding(quotient="reciprocal"),
+        arithmetic="input",
+    )
+
+
+def _torchao_mx(name: str, format_: str) -> Scheme:
+    element = FORMATS[format_]
+    base = Scale(format=E8M0, least=E8M0.min, zero_block="least")
+    return Scheme(f"torchao:{name}", element, Block.group(32), power_of_two(element, "floor", base))
+
+
+def _compressed_tensors(bits: int, *, symmetric: bool) -> Scheme:
+    element = Integer(bits)
+    low, high = element.codes
+    rule: Literal["absmax", "minmax"] = "absmax" if symmetric else "minmax"
+    divisor = (high - low) / (2 if symmetric else 1)
+    return Scheme(
+        f"ct:int{bits}{'' if symmetric else '_asymmetric'}",
+        element,
+        Block.group(128) if bits < 8 else ROW,
+        Scale(rule, divisor, width="input", least=0.0, zero_block="epsilon"),
+        "none" if symmetric else "point",
+        Rounding(zero_added="before"),
+        Packing(word=32, excess=True) if bits < 8 else Packing(),
+        arithmetic="input",
+    )
+
+
+def _gptq(bits: int) -> Scheme:
+    element = Integer(bits, signed=False)
+    span = float(element.max)
+    return Scheme(
+        f"gptq:int{bits}",
+        element,
+        Block.group(128),
+        Scale("absmax", span / 2, zero_block=2 / span),
+        "midpoint",
+        packing=Packing(word=32, transpose="words"),
+    )
+
+
+def _mlx(bits: int) -> Scheme:
+    element = Integer(bits, signed=False)
+    return Scheme(
+        f"mlx:affine{bits}",
+        element,
+        Block.group(64),
+        Scale(
+            "edge",
+            float(element.max),
+            width="input",
+            least=1e-7,
+            zero_block="least",
+            codes_from="unrounded",
+        ),
+        "edge",
+        packing=Packing(word=32),
+    )
+
+
+def _faiss(bits: int) -> Scheme:
+    """Give faiss' scalar quantizer, which stores a dimension's smallest element and its extent."""
+    span = float(Integer(bits, signed=False).max)
+    return Scheme(
+        f"faiss:sq{bits}",
+        Integer(bits, signed=False, steps=span, middle=True),
+        Block.channel(-1),
+        Scale("range", 1.0, least=0.0, zero_block=0.0),
+        "offset",
+        Rounding("toward_zero"),
+    )
+
+
+def _sentence_transformers(name: str, element: NumberFormat, rounding: Rounding) -> Scheme:
+    scale = Scale("range", 255.0)
+    return Scheme(name, element, Block.channel(-1), scale, "offset", rounding)
+
+
+def _signs(name: str, *, centred: bool) -> Scheme:
+    packing = Packing("msb", centred=centred)
+    return Scheme(name, FORMATS["sign"], scale=Scale("one"), packing=packing)
 
 
 E8M0 = typing.cast(Float, FORMATS["e8m0fnu"])
+# Every row of the last axis is a block.
+ROW = Block(axes=((-1, -1),), others=1)
+# bitsandbytes: absmax is stored as it is, 0 for a block of zeros.
+_ABSMAX = Scale("absmax", divisor=1.0, least=0.0, zero_block=0.0)
+_BNB_4BIT = Scheme(
+    "bnb:nf4",
+    FORMATS["nf4"],
+    Block(flat=64),
+    _ABSMAX,
+    rounding=Rounding(quotient="but_tail"),
+    packing=Packing("msb"),
+)
+# Its 8-bit kernel for CPUs, since 0.50, rounds to bins first.
+_BNB_8BIT = Scheme(
+    "bnb:int8",
+    dataclasses.replace(typing.cast(Codebook, FORMATS["dynamic8"]), bins=1 << 16),
+    Block(flat=4096),
+    _ABSMAX,
+    rounding=Rounding(quotient="reciprocal", zero_scale="first"),
+)
+_BNB_NESTED = dataclasses.replace(
+    _BNB_8BIT, name="scales of bnb:nf4_nested", block=Block(flat=256), zero="mean"
+)
+# NVFP4: a scale for the array, so that block scales use all of e4m3.
+_NVFP4_GLOBAL = Scheme(
+    "scales of nvfp4", FORMATS["e4m3fn"], scale=Scale("absmax", divisor=6.0 * 448.0)
+)
+_NVFP4 = Scheme(
+    "nvfp4",
+    FORMATS["e2m1fn"],
+    Block.group(16),
+    Scale("absmax", divisor=6.0, format=_NVFP4_GLOBAL, least=2.0**-9),
+)
 
 PRESETS: dict[str, Scheme] = {
     preset.name: preset
     for preset in (
         *(_symmetric(bits) for bits in range(2, 9)),
         *(_asymmetric(bits) for bits in range(2, 9)),
+        # BitNet b1.58 (Ma et al., 2024), and binary weight networks (Rastegari et al., 2016).
+        Scheme("ternary", Integer(2, narrow=True), scale=Scale("absmean", divisor=1.0)),
+        Scheme(
+            "binary",
+            FORMATS["sign"],
+            scale=Scale("absmean", divisor=1.0, least=0.0, zero_block=0.0),
+        ),
         _float("fp8_e4m3", "e4m3fn"),
         _float("fp8_e5m2", "e5m2"),
         _float("fp8_e4m3fnuz", "e4m3fnuz"),
@@ -65,144 +214,80 @@ PRESETS: dict[str, Scheme] = {
         _float("fp6_e3m2", "e3m2fn"),
         _float("fp6_e2m3", "e2m3fn"),
         _float("fp4_e2m1", "e2m1fn"),
+        Scheme("nf4", FORMATS["nf4"], Block.group(64), Scale("absmax", divisor=1.0)),
+        Scheme("fp4_bnb", FORMATS["fp4_bnb"], Block.group(64), Scale("absmax", divisor=1.0)),
         _microscaling("mxfp8_e4m3", "e4m3fn"),
         _microscaling("mxfp8_e5m2", "e5m2"),
         _microscaling("mxfp6_e3m2", "e3m2fn"),
         _microscaling("mxfp6_e2m3", "e2m3fn"),
         _microscaling("mxfp4", "e2m1fn"),
-        Scheme("nf4", FORMATS["nf4"], Block.group(64), Scale("absmax", divisor=1.0)),
+        _microscaling("mxint8", "mxint8"),
+        _NVFP4,
+        *(_onnx(f"int{bits}", Integer(bits)) for bits in (2, 4, 8, 16)),
+        *(_onnx(f"uint{bits}", Integer(bits, signed=False)) for bits in (2, 4, 8, 16)),
+        _onnx("float8e4m3fn", FORMATS["e4m3fn"]),
+        _onnx("float8e5m2", FORMATS["e5m2"]),
+        _onnx("float4e2m1", FORMATS["e2m1fn"]),
+        *(_torchao(bits, signed=signed) for signed in (True, False) for bits in (4, 8)),
+        _torchao_mx("mxfp8_e4m3", "e4m3fn"),
+        _torchao_mx("mxfp8_e5m2", "e5m2"),
+        _torchao_mx("mxfp6_e3m2", "e3m2fn"),
+        _torchao_mx("mxfp6_e2m3", "e2m3fn"),
+        _torchao_mx("mxfp4", "e2m1fn"),
+        dataclasses.replace(
+            _NVFP4,
+            name="torchao:nvfp4",
+            scale=dataclasses.replace(_NVFP4.scale, least=2.0**-6, zero_block="least"),
+            rounding=Rounding(quotient="reciprocal"),
+        ),
+        *(_compressed_tensors(bits, symmetric=s) for s in (True, False) for bits in (4, 8)),
+        dataclasses.replace(
+            _NVFP4,
+            name="ct:nvfp4",
+            scale=Scale(
+                "absmax",
+                divisor=6.0,
+                format=dataclasses.replace(
+                    _NVFP4_GLOBAL, scale=Scale("absmax", 6.0 * 448.0, stored="reciprocal")
+                ),
+                least=0.0,
+                zero_block=0.125,
+            ),
+            rounding=Rounding(negative_zero=False),
+        ),
+        *(_gptq(bits) for bits in (2, 3, 4, 8)),
+        Scheme(
+            "awq:int4",
+            Integer(4, signed=False),
+            Block.group(128),
+            Scale("range", 15.0, least=1e-5 / 15, zero_block="least"),
+            "point",
+            packing=Packing(word=32, interleave=(0, 2, 4, 6, 1, 3, 5, 7), transpose="codes"),
+        ),
+        _BNB_4BIT,
+        dataclasses.replace(_BNB_4BIT, name="bnb:fp4", element=FORMATS["fp4_bnb"]),
+        dataclasses.replace(
+            _BNB_4BIT,
+            name="bnb:nf4_nested",
+            scale=dataclasses.replace(_ABSMAX, format=_BNB_NESTED, codes_from="unrounded"),
+        ),
+        _BNB_8BIT,
+        Scheme(
+            "bnb:int8_rows",
+            Integer(8, narrow=True, steps=127.0),
+            ROW,
+            _ABSMAX,
+            rounding=Rounding(quotient="reciprocal"),
+        ),
+        *(_mlx(bits) for bits in (2, 3, 4, 5, 6, 8)),
+        # Its releases before 6.0 shift to int8 and then truncate; those since, the other way round.
+        _sentence_transformers(
+            "st:int8", Integer(8, origin=-128.0), Rounding("toward_zero", zero_added="before")
+        ),
+        _sentence_transformers("st6:int8", Integer(8, origin=-128.0), Rounding("toward_zero")),
+        _sentence_transformers("st:uint8", Integer(8, signed=False), Rounding("toward_zero")),
+        _signs("st:binary", centred=True),
+        _signs("st:ubinary", centred=False),
+        *(_faiss(bits) for bits in (4, 8)),
     )
 }
-
-
-def schemes() -> tuple[str, ...]:
-    """List the names of the presets.
-
-    Returns
-    -------
-    tuple of str
-        Every name that `scheme` and `quantize` take.
-    """
-    return tuple(PRESETS)
-
-
-def scheme(name_or_scheme: str | Scheme, **overrides: Any) -> Scheme:
-    """Look a scheme up and change some of its choices.
-
-    Parameters
-    ----------
-    name_or_scheme : str or Scheme
-        A name that `schemes()` lists, or a scheme.
-    **overrides
-        ``channel_axis``, ``group_size`` (with ``group_axis``), ``block`` (a tuple with an extent
-        for each of the last axes, or a `Block`) or ``flat`` (elements of the raveled array) say
-        which elements share a scale; ``scale_rule`` ("floor", "ceil", "even", "rceil") is how the
-        microscaling presets make powers of two; ``rounding`` is a mode's name or a `Rounding`; any
-        other field of `Scheme` is replaced by the value given.
-
-    Returns
-    -------
-    Scheme
-        The scheme.
-
-    Raises
-    ------
-    QuantArrayError
-        If the name or an override is unknown, or its value makes no scheme.
-    """
-    base = _find(name_or_scheme)
-    if not overrides:
-        return base
-    sizes = {
-        k: overrides.pop(k)
-        for k in ("channel_axis", "group_size", "group_axis", "flat")
-        if k in overrides
-    }
-    block = make_block("scheme", block=overrides.pop("block", None), **sizes)
-    if block is not None:
-        overrides["block"] = block
-    if "scale_rule" in overrides:
-        overrides["scale"] = _scale_rule(base, overrides.pop("scale_rule"))
-    if isinstance(overrides.get("rounding"), str):
-        overrides["rounding"] = dataclasses.replace(base.rounding, mode=overrides["rounding"])
-    unknown = [k for k in overrides if k not in {f.name for f in dataclasses.fields(Scheme)}]
-    if unknown:
-        raise QuantArrayError(
-            f"scheme: {unknown[0]} is no choice of a scheme; see help(quantarray.scheme)"
-        )
-    return dataclasses.replace(base, **overrides)
-
-
-def _scale_rule(base: Scheme, rule: Any) -> Scale:
-    if base.scale.format != E8M0:
-        raise QuantArrayError(f"scheme: scale_rule: {base.name} has no power-of-two scales")
-    choice("scheme", "scale_rule", rule, ("floor", "ceil", "even", "rceil"))
-    return _power_of_two(base.element, rule)
-
-
-def _find(name_or_scheme: Any) -> Scheme:
-    if isinstance(name_or_scheme, Scheme):
-        return name_or_scheme
-    if not isinstance(name_or_scheme, str) or name_or_scheme not in PRESETS:
-        raise QuantArrayError(
-            f"scheme: {short(name_or_scheme)} is not known; known: {', '.join(PRESETS)}"
-        )
-    return PRESETS[name_or_scheme]
-
-
-def make_block(
-    operation: str,
-    *,
-    channel_axis: int | None = None,
-    group_size: int | None = None,
-    group_axis: int = -1,
-    block: tuple[int, ...] | Block | None = None,
-    flat: int | None = None,
-) -> Block | None:
-    """Build the block that the keyword arguments of `quantize` and `scheme` describe.
-
-    Parameters
-    ----------
-    operation : str
-        Who asks, for the message.
-    channel_axis, group_size, block, flat
-        At most one of them; see `scheme`.
-    group_axis : int
-        The axis that `group_size` counts along.
-
-    Returns
-    -------
-    Block or None
-        None if no argument was given.
-
-    Raises
-    ------
-    QuantArrayError
-        If more than one is given, or a value is not a positive integer (or -1 in `block`).
-    """
-    choices = {"channel_axis": channel_axis, "group_size": group_size, "block": block, "flat": flat}
-    given = [name for name, value in choices.items() if value is not None]
-    if not given and group_axis == -1:
-        return None
-    if len(given) > 1:
-        raise QuantArrayError(
-            f"{operation}: {' and '.join(given)} exclude one another: give one of them"
-        )
-    if group_size is None and group_axis != -1:
-        raise QuantArrayError(f"{operation}: group_axis={short(group_axis)} needs a group_size")
-    if channel_axis is not None:
-        return Block.channel(integer(operation, "channel_axis", channel_axis, -64, 63))
-    if group_size is not None:
-        size = integer(operation, "group_size", group_size, 1, 1 << 62)
-        return Block.group(size, integer(operation, "group_axis", group_axis, -64, 63))
-    if flat is not None:
-        return Block(flat=integer(operation, "flat", flat, 1, 1 << 62))
-    if isinstance(block, tuple | list):
-        return Block.tile(
-            tuple(integer(operation, "block", extent, -1, 1 << 62) for extent in block)
-        )
-    if isinstance(block, Block):
-        return block
-    raise QuantArrayError(
-        f"{operation}: block={short(block)}: expected an extent for each axis, such as (1, 128)"
-    )

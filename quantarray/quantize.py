@@ -4,15 +4,15 @@ import math
 from dataclasses import replace
 from typing import Any
 
-from quantarray import _xp, arguments, blocks, codec, pipeline, presets, scales
+from quantarray import _xp, arguments, blocks, overrides, pipeline, scales
 from quantarray._xp import Array
 from quantarray.array import QuantizedArray, make
 from quantarray.blocks import Blocks
 from quantarray.errors import QuantArrayError, choice, integer, short
-from quantarray.formats import LARGEST, SMALLEST_NORMAL
-from quantarray.pipeline import Result, Task
-from quantarray.scales import Parameters
+from quantarray.formats import LARGEST, SMALLEST_NORMAL, Integer
+from quantarray.parameters import Parameters
 from quantarray.scheme import Scheme
+from quantarray.task import Result, Task
 
 
 def quantize(
@@ -73,8 +73,8 @@ def quantize(
         If an argument is not of these, naming it and what would be right.
     """
     x, xp = _xp.as_array("quantize", x)
-    chosen = presets.scheme(scheme)
-    override = presets.make_block(
+    chosen = overrides.scheme(scheme)
+    override = overrides.make_block(
         "quantize",
         channel_axis=channel_axis,
         group_size=group_size,
@@ -96,7 +96,7 @@ def quantize(
         blocks=found,
         scheme=chosen,
         xp=xp,
-        arithmetic=codec.arithmetic(dtype_name),
+        dtype=dtype_name,
         nonfinite=nonfinite,
         key=key,
         concrete=_xp.is_concrete(x, xp),
@@ -120,9 +120,8 @@ def _contain(stored: Result, task: Task, shape: tuple[int, ...], dtype_name: str
     if shape == task.blocks.shape:
         return make(stored, task.scheme, shape, dtype_name)
     grid = task.blocks.grid if shape or task.scheme.block.flat is not None else ()
-    data = stored.data if task.packed else xp.reshape(stored.data, shape)
-    per_block = (stored.scale, stored.zero_point, stored.offset)
-    stored = Result(data, *(None if p is None else xp.reshape(p, grid) for p in per_block))
+    data = stored.data if task.scheme.packed else xp.reshape(stored.data, shape)
+    stored = replace(stored.with_grid(grid, xp), data=data)
     return make(stored, task.scheme, shape, dtype_name)
 
 
@@ -141,24 +140,37 @@ def _with_given(
         )
     if len(given) > 1:
         raise QuantArrayError(f"{operation}: zero_point and offset exclude one another: give one")
-    if task.scheme.zero != "none" and given != [task.scheme.zero]:
-        needed = zero_names[task.scheme.zero]
+    kind, rule = task.scheme.zero_kind, task.scheme.scale
+    if rule.outer is not None:
+        raise QuantArrayError(
+            f"{operation}: scale: {task.scheme.name} has two levels of scales: expected none; "
+            "QuantizedArray.from_parts takes both"
+        )
+    if kind is not None and given != [kind]:
+        needed = zero_names[kind]
         raise QuantArrayError(
             f"{operation}: scheme {task.scheme.name} needs its {needed}: give {needed} with scale"
         )
-    largest = LARGEST[task.arithmetic]
-    limits = SMALLEST_NORMAL[task.arithmetic], largest
+    largest = LARGEST[task.arithmetic.dtype]
+    least = SMALLEST_NORMAL[task.arithmetic.dtype] if rule.least is None else 0.0
+    limits = -largest if rule.rule == "edge" else least, largest
     values = _per_block(operation, "scale", scale, limits, task, x)
     stored = _stored_scale(operation, values, task)
     if not given:
         return replace(task, given=Parameters(values, stored))
     if given == ["point"]:
-        scheme = replace(task.scheme, zero="point")
-        limits = float(task.element.min), float(task.element.max)
+        if not isinstance(task.element, Integer):
+            raise QuantArrayError(
+                f"{operation}: zero_point: {task.scheme.name} has no integer codes: expected none"
+            )
+        scheme = task.scheme if kind else replace(task.scheme, zero="point")
+        low, high = task.element.codes
+        limits = float(low), float(high)
         zero = _per_block(operation, "zero_point", zero_point, limits, task, x)
         return replace(task, scheme=scheme, given=Parameters(values, stored, zero))
-    rule = replace(task.scheme.scale, rule="range")
-    scheme = replace(task.scheme, zero="offset", scale=rule)
+    scheme = task.scheme
+    if kind is None:
+        scheme = replace(scheme, zero="offset", scale=replace(rule, rule="range"))
     shift = _per_block(operation, "offset", offset, (-largest, largest), task, x)
     return replace(task, scheme=scheme, given=Parameters(values, stored, offset=shift))
 
@@ -166,8 +178,8 @@ def _with_given(
 def _stored_scale(operation: str, scale: Array, task: Task) -> Array:
     """Give the form in which a scheme stores scales, refusing what that does not hold."""
     xp = task.xp
-    stored = scales.as_stored(scale, task.scheme, task.arithmetic, xp)
-    held = scales.as_values(stored, task.scheme, task.arithmetic, xp)
+    stored = scales.as_stored(scale, task.scheme, task.dtype, xp)
+    held = scales.as_values(stored, task.scheme, task.arithmetic.dtype, xp)
     if task.concrete and _xp.is_concrete(scale, xp) and not bool(xp.all(held == scale)):
         raise QuantArrayError(
             f"{operation}: scale has values that {task.scheme.name} cannot store: "
@@ -205,7 +217,7 @@ def _per_block(
             f"{operation}: {argument} lies in {short(least)}..{short(most)}: "
             f"expected {low:g} to {high:g}"
         )
-    array = xp.asarray(value, dtype=_xp.dtype(xp, task.arithmetic), device=_xp.beside(x))
+    array = xp.asarray(value, dtype=_xp.dtype(xp, task.arithmetic.dtype), device=_xp.beside(x))
     shape = tuple(array.shape)
     if math.prod(shape) == 1:
         return xp.broadcast_to(xp.reshape(array, (1,) * len(grid)), grid)
@@ -299,7 +311,7 @@ def from_codes(
     QuantArrayError
         If an argument is not of these, or a code is none of the format's.
     """
-    chosen = presets.scheme(scheme)
+    chosen = overrides.scheme(scheme)
     xp = arguments.check_codes("from_codes", codes, chosen.element)
     if shape is not None:
         sizes = shape if isinstance(shape, tuple | list) else (shape,)
@@ -311,9 +323,7 @@ def from_codes(
         codes = xp.reshape(codes, shape)
     dtype_name = _xp.dtype_name(arguments.float_dtype("from_codes", dtype, xp))
     chosen, found = _blocks("from_codes", chosen, tuple(codes.shape))
-    task = Task(
-        found, chosen, xp, codec.arithmetic(dtype_name), concrete=_xp.is_concrete(codes, xp)
-    )
+    task = Task(found, chosen, xp, dtype_name, concrete=_xp.is_concrete(codes, xp))
     task = _with_given("from_codes", task, scale, zero_point, offset, codes)
     stored = pipeline.store(xp.reshape(codes, found.shape), task)
     return _contain(stored, task, tuple(codes.shape), dtype_name)

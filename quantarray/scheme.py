@@ -5,14 +5,13 @@ offset: `c` the code, `v` the element format's values, `s` the block's scale, `z
 point, `m` its offset.
 """
 
-import dataclasses
 import math
-import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
+from quantarray import schema
 from quantarray.errors import QuantArrayError, choice, integer, short
 from quantarray.formats import BFLOAT16, FLOAT16, Codebook, Float, Integer, NumberFormat
 
@@ -81,6 +80,13 @@ class Block:
         return f"blocks of {sizes} along axis {where}{others}"
 
 
+def _check_choices(part: Any, *fields: str) -> None:
+    """Refuse a value that the annotation of its field does not list."""
+    for field in fields:
+        allowed = typing.get_args(type(part).__annotations__[field])
+        choice(type(part).__name__, field, getattr(part, field), allowed)
+
+
 def _can_store_scales(number: Any) -> bool:
     return isinstance(number, Float) and (number.bits <= 8 or number in (FLOAT16, BFLOAT16))
 
@@ -90,70 +96,153 @@ class Scale:
     """How a block's range becomes its scale, and how the scale is stored."""
 
     # "absmax": max |x| / divisor.  "minmax": (max - min) / divisor, the range widened to hold 0.
-    # "range": (max - min) / divisor, as the range is.
-    rule: Literal["absmax", "minmax", "range"] = "absmax"
+    # "range": (max - min) / divisor, as the range is.  "absmean": mean |x| / divisor.  "edge": as
+    # "range", then changed so that a whole number of scales is the end with the larger magnitude,
+    # and negative where that is the largest element.  "one": 1.
+    rule: Literal["absmax", "minmax", "range", "absmean", "edge", "one"] = "absmax"
     divisor: float = 127.0
-    # None: float32, or float64 for float64 input; otherwise float16, bfloat16 or a float format of
-    # at most 8 bits. The codes are computed from the scale as stored.
-    format: Float | None = None
-    # How the quotient becomes a value of `format`: to the nearest, or the next below or above.
-    rounding: Literal["half_even", "down", "up"] = "half_even"
-    # What a block of zeros gets.
-    zero_block: float = 1.0
+    # float16, bfloat16, a float format of at most 8 bits, or a scheme for the array of scales: then
+    # the scales of those scales, derived from the same blocks' ranges, are stored too. None: a
+    # dtype, see `width`.
+    format: "Float | Scheme | None" = None
+    # The dtype of scales and offsets without a format: float32 (float64 for float64 input), or that
+    # of the input.
+    width: Literal["arithmetic", "input"] = "arithmetic"
+    # How the quotient becomes a value of `format`: to the nearest, or the next below or above, or
+    # to the power of two that ceil(log2()) gives in float32, which is too small just above one.
+    rounding: Literal["half_even", "down", "up", "up_log2"] = "half_even"
+    # No block has a smaller scale, but for what a block of zeros, and in a narrow format one whose
+    # scale rounds to 0, gets. None: the smallest normal number.
+    least: float | None = None
+    zero_block: float | Literal["least", "epsilon"] = 1.0
+    # Whether codes are computed from the scale as it is stored, or before it was rounded to that.
+    codes_from: Literal["stored", "unrounded"] = "stored"
+    # "reciprocal": divisor * (1 / max |x|) is stored, and values decode by dividing by it.
+    stored: Literal["scale", "reciprocal"] = "scale"
 
     def __post_init__(self) -> None:
-        choice("Scale", "rule", self.rule, ("absmax", "minmax", "range"))
-        choice("Scale", "rounding", self.rounding, ("half_even", "down", "up"))
-        if self.format is not None and not _can_store_scales(self.format):
+        _check_choices(self, "rule", "width", "rounding", "codes_from", "stored")
+        self._check_number("divisor", self.divisor, least=0.0, open_=True)
+        if self.least is not None:
+            self._check_number("least", self.least, least=0.0)
+        if not isinstance(self.zero_block, str):
+            self._check_number("zero_block", self.zero_block, least=0.0)
+        elif self.zero_block not in ("least", "epsilon"):
+            raise QuantArrayError(
+                f"Scale: zero_block={short(self.zero_block)}: "
+                "expected 'least', 'epsilon' or a float"
+            )
+        if self.format is not None:
+            self._check_format()
+
+    def _check_format(self) -> None:
+        if isinstance(self.format, Scheme):
+            self.format.check_outer()
+        elif not _can_store_scales(self.format):
             raise QuantArrayError(
                 f"Scale: format={short(self.format)}: "
-                "expected float16, bfloat16, a Float of at most 8 bits, or None"
+                "expected float16, bfloat16, a Float of at most 8 bits, a Scheme, or None"
             )
-        for field in ("divisor", "zero_block"):
-            value = getattr(self, field)
-            if not isinstance(value, float) or not 0 < value < math.inf:
-                raise QuantArrayError(
-                    f"Scale: {field}={short(value)}: expected a positive finite float"
-                )
-        coded = self.format if self.format is not None and self.format.bits <= 8 else None
-        if coded is not None and coded.nan is None:
+        coded = self.coded
+        if isinstance(coded, Float) and coded.nan is None:
             raise QuantArrayError(
                 f"Scale: format={short(self.format)}: "
                 "expected one with a NaN, which poisoned blocks get"
             )
-        if coded is not None and self.zero_block not in coded.magnitudes:
+        if isinstance(coded, Float) and self.zero_block not in ("least", *coded.magnitudes):
             raise QuantArrayError(
-                f"Scale: zero_block={self.zero_block}: expected a value of {self.format}"
+                f"Scale: zero_block={self.zero_block}: expected a value of {short(coded)}"
             )
+
+    def _check_number(self, field: str, value: Any, *, least: float, open_: bool = False) -> None:
+        if not isinstance(value, float) or not least <= value < math.inf or (open_ and not value):
+            raise QuantArrayError(
+                f"Scale: {field}={short(value)}: expected a "
+                f"{'positive finite' if open_ else 'finite, not negative'} float"
+            )
+
+    @property
+    def outer(self) -> "Scheme | None":
+        """The scheme of the array of scales, where there are two levels."""
+        return None if self.format is None or isinstance(self.format, Float) else self.format
+
+    @property
+    def coded(self) -> NumberFormat | None:
+        """The format of at most 8 bits whose codes are stored instead of the scales."""
+        if self.format is None or isinstance(self.format, Float):
+            return self.format if self.format and self.format.bits <= 8 else None
+        return self.format.element
 
 
 @dataclass(frozen=True)
 class Rounding:
-    """How a quotient becomes an integer code."""
+    """How a quotient becomes a code."""
 
     mode: Literal["half_even", "half_away", "toward_zero", "stochastic"] = "half_even"
-    # "divide": x / s.  "reciprocal": x * (1 / s), which differs in the last bit.
-    quotient: Literal["divide", "reciprocal"] = "divide"
+    # "divide": x / s.  "reciprocal": x * (1 / s), which differs in the last bit.  "but_tail": that,
+    # but x / s in a block that is cut short by the end of the array.
+    quotient: Literal["divide", "reciprocal", "but_tail"] = "divide"
     # Whether the zero point is added to the quotient before it is rounded, or after.
     zero_added: Literal["after", "before"] = "after"
+    # Whether -0.0 keeps its sign in formats that have one, as smaller negative numbers always do.
+    negative_zero: bool = True
+    # What elements of a block whose scale is 0 get: the code nearest to 0, or code 0.
+    zero_scale: Literal["nearest", "first"] = "nearest"
 
     def __post_init__(self) -> None:
-        choice(
-            "Rounding", "mode", self.mode, ("half_even", "half_away", "toward_zero", "stochastic")
-        )
-        choice("Rounding", "quotient", self.quotient, ("divide", "reciprocal"))
-        choice("Rounding", "zero_added", self.zero_added, ("after", "before"))
+        _check_choices(self, "mode", "quotient", "zero_added", "zero_scale")
+        if type(self.negative_zero) is not bool:
+            raise QuantArrayError(
+                f"Rounding: negative_zero={short(self.negative_zero)}: expected True or False"
+            )
 
 
 @dataclass(frozen=True)
 class Packing:
-    """Where the bits of codes narrower than a byte lie; rows are padded to whole bytes."""
+    """Where the bits of codes lie in the words of a row; rows are padded to whole words.
 
-    # "lsb": the first code in the lowest bits of the first byte.  "msb": in the highest.
+    Codes of 8 bits or more are stored as they are, unless words have 32 bits.
+    """
+
+    # "lsb": the first code in the lowest bits of the first word.  "msb": in the highest.
     order: Literal["lsb", "msb"] = "lsb"
+    # 8: uint8.  32: int32, little-endian in bytes.
+    word: Literal[8, 32] = 8
+    # Whether codes follow one another across words; otherwise a word holds only whole codes.
+    dense: bool = True
+    # Signed codes are stored plus 2**(bits - 1), and not as two's complement.
+    excess: bool = False
+    # Which code of a word comes first, second, ...: (0, 2, 4, 6, 1, 3, 5, 7) puts code 2 second.
+    interleave: tuple[int, ...] = ()
+    # "words": the last two axes of the packed array are exchanged.  "codes": those of the codes
+    # are, before they are packed.
+    transpose: Literal["no", "words", "codes"] = "no"
+    # Bytes are stored as int8, less 128.
+    centred: bool = False
 
     def __post_init__(self) -> None:
-        choice("Packing", "order", self.order, ("lsb", "msb"))
+        _check_choices(self, "order", "word", "transpose")
+        for field in ("dense", "excess", "centred"):
+            if type(getattr(self, field)) is not bool:
+                raise QuantArrayError(
+                    f"Packing: {field}={short(getattr(self, field))}: expected True or False"
+                )
+        if self.centred and self.word != 8:
+            raise QuantArrayError("Packing: centred=True: expected words of 8 bits")
+        if sorted(self.interleave) != list(range(len(self.interleave))):
+            raise QuantArrayError(
+                f"Packing: interleave={short(self.interleave)}: expected each of 0, 1, 2, ... once"
+            )
+
+
+# What a scheme's zero is, by how it is derived.
+ZEROS: dict[str, Literal["point", "offset"]] = {
+    "point": "point",
+    "midpoint": "point",
+    "offset": "offset",
+    "mean": "offset",
+    "edge": "offset",
+}
 
 
 @dataclass(frozen=True)
@@ -164,38 +253,77 @@ class Scheme:
     element: NumberFormat
     block: Block = Block()
     scale: Scale = Scale()
-    # "none": x = s * v.  "point": x = s * (v - z), z an integer.  "offset": x = s * v + m, where m,
-    # the smallest element of the block, is a float.
-    zero: Literal["none", "point", "offset"] = "none"
+    # "none": x = s * v.
+    # x = s * (v - z), z an integer.  "point": the code of 0.  "midpoint": the middle of the codes.
+    # x = s * v + m, m a float.  "offset": the smallest element of the block.  "mean": the mean of
+    # the whole array.  "edge": the end of the block's range with the larger magnitude.
+    zero: Literal["none", "point", "midpoint", "offset", "mean", "edge"] = "none"
     rounding: Rounding = Rounding()
     packing: Packing = Packing()
+    # What the result of each step of the arithmetic is rounded to: float32 (float64 for float64
+    # input), or the dtype of the input.
+    arithmetic: Literal["float", "input"] = "float"
 
     def __post_init__(self) -> None:
-        choice("Scheme", "zero", self.zero, ("none", "point", "offset"))
+        _check_choices(self, "zero", "arithmetic")
         for field, expected in _FIELDS.items():
-            if not isinstance(getattr(self, field), expected):
-                raise QuantArrayError(
-                    f"Scheme: {field}={short(getattr(self, field))}: expected {_names(expected)}"
-                )
-        if isinstance(self.element, Float) and self.element.bits > 8:
+            value = getattr(self, field)
+            if not isinstance(value, expected):
+                names = schema.type_names(expected)
+                raise QuantArrayError(f"Scheme: {field}={short(value)}: expected {names}")
+        rule, element = self.scale.rule, self.element
+        if isinstance(element, Float) and element.bits > 8:
+            raise QuantArrayError(f"Scheme: element of {element.bits} bits: expected at most 8")
+        if self.zero_kind == "point" and not (isinstance(element, Integer) and element.plain):
             raise QuantArrayError(
-                f"Scheme: element of {self.element.bits} bits: expected at most 8"
+                f"Scheme: zero={self.zero!r}: only plain integer elements have zero points"
             )
-        if self.zero != "none" and not isinstance(self.element, Integer):
+        if (self.zero == "edge") != (rule == "edge") or (
+            self.zero == "offset" and rule not in ("range", "one")
+        ):
             raise QuantArrayError(
-                f"Scheme: zero={self.zero!r}: only integer elements have zero points or offsets"
+                "Scheme: zero='offset' needs the scale rule 'range', "
+                "and zero='edge' the rule 'edge'"
             )
-        if (self.zero == "offset") != (self.scale.rule == "range"):
+        if self.zero == "offset" and element.min < 0:
             raise QuantArrayError(
-                "Scheme: zero='offset' and the scale rule 'range' need each other"
+                "Scheme: zero='offset': expected an element without negative values"
             )
-        if self.zero == "offset" and self.element.min != 0:
-            raise QuantArrayError("Scheme: zero='offset': expected an unsigned integer element")
-        if isinstance(self.element, Codebook) and self.rounding.mode != "half_even":
+        if rule == "range" and self.zero == "none":
+            raise QuantArrayError("Scheme: the scale rule 'range' needs a zero point or an offset")
+        if isinstance(element, Codebook) and self.rounding.mode != "half_even":
             raise QuantArrayError("Scheme: rounding: a codebook has only its nearest value")
-        narrow = self.scale.format is not None and self.scale.format.bits <= 8
-        if self.scale.rule != "absmax" and narrow:
+        if rule != "absmax" and self.scale.coded is not None:
             raise QuantArrayError("Scheme: scale: a format of 8 bits needs the rule 'absmax'")
+        if self.packing.word > 8 and element.bits > 8:
+            raise QuantArrayError(
+                f"Scheme: packing: element of {element.bits} bits: expected at most 8"
+            )
+        if self.packing.transpose != "no" and self.block.flat is not None:
+            raise QuantArrayError("Scheme: packing: flat blocks have no axes to transpose")
+
+    @property
+    def zero_kind(self) -> Literal["point", "offset"] | None:
+        """Whether blocks have a zero point, an offset, or neither."""
+        return ZEROS.get(self.zero)
+
+    @property
+    def packed(self) -> bool:
+        """Whether codes are packed into words."""
+        return self.element.bits < 8 or self.packing.word > 8
+
+    def check_outer(self) -> None:
+        """Refuse what cannot be the scheme of an array of scales."""
+        if (
+            self.element.bits != 8
+            or isinstance(self.element, Integer)
+            or self.zero not in ("none", "mean")
+            or (self.scale.rule, self.scale.format, self.block.axes) != ("absmax", None, ())
+        ):
+            raise QuantArrayError(
+                f"Scale: format={short(self.name)}: expected a scheme with a float or codebook "
+                "element of 8 bits, one scale for all or flat blocks, and the scale rule 'absmax'"
+            )
 
     def __str__(self) -> str:
         return f"{self.name} ({self.block})"
@@ -208,7 +336,8 @@ class Scheme:
         dict
             Strings, numbers, lists and dicts only; `from_dict` gives an equal scheme back.
         """
-        return typing.cast(dict[str, Any], _dump(self))
+        dumped: dict[str, Any] = schema.dump(self, _KINDS)
+        return {name: value for name, value in dumped.items() if name != "kind"}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
@@ -229,7 +358,7 @@ class Scheme:
         QuantArrayError
             If a field is unknown, missing, or not of its type; the message names it.
         """
-        scheme: Self = _parse(cls, data, "scheme")
+        scheme: Self = schema.parse(cls, data, "scheme", _KINDS)
         return scheme
 
 
@@ -243,76 +372,9 @@ _FIELDS: dict[str, Any] = {
 }
 
 # The classes a union of the model can hold, by the name that marks them in JSON.
-_KINDS = {"integer": Integer, "float": Float, "codebook": Codebook}
-_KIND_NAMES = {cls: name for name, cls in _KINDS.items()}
-
-
-def _dump(value: Any) -> Any:
-    if isinstance(value, tuple):
-        return [_dump(item) for item in value]
-    if not dataclasses.is_dataclass(value):
-        return value
-    kind = {"kind": _KIND_NAMES[type(value)]} if type(value) in _KIND_NAMES else {}
-    return kind | {f.name: _dump(getattr(value, f.name)) for f in dataclasses.fields(value)}
-
-
-def _parse(expected: Any, value: Any, where: str) -> Any:
-    """Read a JSON value as the annotated type, refusing whatever is not of it."""
-    origin, args = typing.get_origin(expected), typing.get_args(expected)
-    if origin is Literal:
-        if not any(type(value) is type(a) and value == a for a in args):
-            raise QuantArrayError(
-                f"{where}: {short(value)}: expected one of {', '.join(map(repr, args))}"
-            )
-        return value
-    if origin is types.UnionType:
-        return _parse_union(args, value, where)
-    if origin is tuple:
-        if not isinstance(value, list | tuple) or (args[-1] is not ... and len(value) != len(args)):
-            raise QuantArrayError(f"{where}: {short(value)}: expected a list of {_names(args)}")
-        types_ = args[:1] * len(value) if args[-1] is ... else args
-        return tuple(
-            _parse(t, v, f"{where}[{i}]")
-            for i, (t, v) in enumerate(zip(types_, value, strict=True))
-        )
-    if dataclasses.is_dataclass(expected):
-        return _parse_dataclass(typing.cast(type, expected), value, where)
-    if expected is float and type(value) is int and abs(value) < 1 << 53:
-        value = float(value)
-    if type(value) is not expected:
-        raise QuantArrayError(f"{where}: {short(value)}: expected {expected.__name__}")
-    return value
-
-
-def _names(types_: Any) -> str:
-    members = types_ if isinstance(types_, tuple) else (types_,)
-    return ", ".join(getattr(member, "__name__", str(member)) for member in members)
-
-
-def _parse_union(members: tuple[Any, ...], value: Any, where: str) -> Any:
-    if value is None and type(None) in members:
-        return None
-    if isinstance(value, Mapping):
-        kind = value.get("kind")
-        if not isinstance(kind, str) or _KINDS.get(kind) not in members:
-            raise QuantArrayError(
-                f"{where}.kind: {short(kind)}: expected one of {', '.join(_KINDS)}"
-            )
-        return _parse(_KINDS[kind], {k: v for k, v in value.items() if k != "kind"}, where)
-    scalar = next((m for m in members if m is type(value)), None)
-    if scalar is None:
-        raise QuantArrayError(f"{where}: {short(value)}: expected one of {_names(members)}")
-    return value
-
-
-def _parse_dataclass(cls: type, value: Any, where: str) -> Any:
-    if not isinstance(value, Mapping):
-        raise QuantArrayError(f"{where}: {short(value)}: expected an object with fields")
-    hints = typing.get_type_hints(cls)
-    names = [f.name for f in dataclasses.fields(cls)]
-    wrong = [short(n) for n in value if n not in names] or [n for n in names if n not in value]
-    if wrong:
-        raise QuantArrayError(
-            f"{where}: field {wrong[0]}: expected exactly the fields {', '.join(names)}"
-        )
-    return cls(**{name: _parse(hints[name], value[name], f"{where}.{name}") for name in names})
+_KINDS: dict[str, type] = {
+    "integer": Integer,
+    "float": Float,
+    "codebook": Codebook,
+    "scheme": Scheme,
+}

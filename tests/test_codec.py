@@ -198,7 +198,11 @@ def test_codes_of_another_format_are_refused(codes, name, message, xp):
             "rounding='up': expected one of .*half_even",
         ),
         (lambda x: qa.encode(x, "int4", rounding=None), "rounding=None: expected one of"),
-        (lambda x: qa.encode(x, "int4", nonfinite="propagate"), "nonfinite='propagate': expected"),
+        (lambda x: qa.encode(x, "int4", nonfinite="clip"), "nonfinite='clip': expected one of"),
+        (
+            lambda x: qa.encode(x, "int4", nonfinite="propagate"),
+            "nonfinite='propagate': 'int4' has no NaN: expected 'saturate' or 'raise'",
+        ),
         (lambda x: qa.encode(x, "int4", key=1), "key=1: rounding 'half_even' takes no key"),
         (lambda x: qa.encode(x, "int4", rounding="stochastic"), "key=None: expected an integer"),
         (lambda x: qa.encode(x, "int4", rounding="stochastic", key=-1), "key=-1: expected"),

@@ -1,72 +1,30 @@
-"""Float formats, codebooks and power-of-two scales against independent oracles."""
+"""Float formats, codebooks and power-of-two scales against independent oracles.
 
+The bare casts of minifloats are in test_minifloats.py.
+"""
+
+import dataclasses
 import itertools
 import math
 
-import gfloat
 import ml_dtypes
 import numpy as np
 import pytest
-from gfloat import formats as gfloat_formats
 from helpers import to_backend
 
 import quantarray as qa
 from quantarray import _xp
 from quantarray.formats import FORMATS, Codebook, Float
 
-MINIFLOATS = [name for name, f in FORMATS.items() if isinstance(f, Float)]
-SIGNED = [name for name in MINIFLOATS if FORMATS[name].signed]
-GFLOAT = {
-    "e4m3fn": gfloat_formats.format_info_ocp_e4m3,
-    "e5m2": gfloat_formats.format_info_ocp_e5m2,
-    "e3m2fn": gfloat_formats.format_info_ocp_e3m2,
-    "e2m3fn": gfloat_formats.format_info_ocp_e2m3,
-    "e2m1fn": gfloat_formats.format_info_ocp_e2m1,
-}
+SIGNED = [name for name, f in FORMATS.items() if isinstance(f, Float) and f.signed]
 
 
 def ml_dtype(name):
     return getattr(ml_dtypes, f"float{8 if FORMATS[name].bits == 8 else FORMATS[name].bits}_{name}")
 
 
-def all_values(dtype):
-    """Every finite value of a 16-bit dtype."""
-    x = np.arange(1 << 16, dtype=np.uint16).view(dtype)
-    return x[np.isfinite(x.astype(np.float32))]
-
-
 def encode(x, xp, *args, **options):
     return _xp.to_numpy(qa.encode(to_backend(x, xp), *args, **options))
-
-
-@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
-@pytest.mark.parametrize("name", SIGNED)
-def test_encode_is_ml_dtypes_cast(name, dtype, xp):
-    # ml_dtypes does not saturate, so that it is given clipped values. float32 holds all of them.
-    x = all_values(dtype).astype(np.float32)
-    x = x[(x == 0) | (np.abs(x) >= 2.0**-126)]  # JAX flushes subnormals; they are zeros here
-    largest = FORMATS[name].max
-    expected = np.clip(x, -largest, largest).astype(ml_dtype(name)).view(np.uint8)
-    np.testing.assert_array_equal(encode(x, xp, name), expected)
-
-
-@pytest.mark.parametrize("name", GFLOAT)
-def test_encode_is_gfloat(name, xp):
-    x = all_values(np.float16).astype(np.float64)
-    rounded = gfloat.round_ndarray(GFLOAT[name], x, gfloat.RoundMode.TiesToEven, sat=True)
-    expected = gfloat.encode_ndarray(GFLOAT[name], rounded)
-    np.testing.assert_array_equal(encode(x.astype(np.float32), xp, name), expected)
-
-
-@pytest.mark.parametrize("name", MINIFLOATS)
-def test_decode_is_ml_dtypes(name, xp):
-    codes = np.arange(1 << FORMATS[name].bits, dtype=np.uint8)
-    codes = codes[1:] if name == "e8m0fnu" else codes  # 2**-127, subnormal in float32
-    values = codes.view(ml_dtype(name)).astype(np.float32)
-    decoded = _xp.to_numpy(qa.decode(xp.asarray(codes), name))
-    finite = ~np.isnan(values) & ~np.isinf(values)
-    np.testing.assert_array_equal(decoded[finite].view(np.int32), values[finite].view(np.int32))
-    assert np.array_equal(np.isnan(decoded), np.isnan(values))
 
 
 @pytest.mark.parametrize("name", SIGNED)
@@ -217,11 +175,8 @@ def test_float64_beyond_the_scales_is_refused(xp):
         qa.quantize(x, "mxfp4")
 
 
-def test_every_pair_of_scheme_names_differs():
-    assert len({str(qa.scheme(a).to_dict()) for a in qa.schemes()}) == len(qa.schemes())
-    assert not any(
-        qa.scheme(a).element == qa.scheme(b).element
-        and qa.scheme(a).scale == qa.scheme(b).scale
-        and qa.scheme(a).block == qa.scheme(b).block
-        for a, b in itertools.combinations(qa.schemes(), 2)
-    )
+def test_schemes_of_two_names_differ_in_more():
+    schemes = {name: dataclasses.replace(qa.scheme(name), name="") for name in qa.schemes()}
+    same = {(a, b) for a, b in itertools.combinations(schemes, 2) if schemes[a] == schemes[b]}
+    # ONNX leaves the scale to its user, so that these are what ours is.
+    assert same == {("fp8_e4m3", "onnx:float8e4m3fn"), ("fp8_e5m2", "onnx:float8e5m2")}

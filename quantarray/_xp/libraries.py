@@ -1,8 +1,4 @@
-"""Array libraries: the only importer of array-api-compat, and the home of every backend's quirk.
-
-The rest of quantarray is written against the array API standard and calls these functions where a
-library differs from it. Each quirk states its reason.
-"""
+"""Array libraries: their namespaces, dtypes and devices, and what can be asked of their arrays."""
 
 import contextlib
 import functools
@@ -32,7 +28,7 @@ BACKENDS = {
     "dask": ("array_api_compat.dask.array", "dask"),
     "cupy": ("array_api_compat.cupy", "cupy"),
 }
-_NUMPY, _TORCH, _JAX, _DASK = (BACKENDS[n][0] for n in ("numpy", "torch", "jax", "dask"))
+NUMPY, TORCH, JAX, DASK = (BACKENDS[n][0] for n in ("numpy", "torch", "jax", "dask"))
 # By NumPy's letters for floats of 2 to 8 and integers of 1 to 8 bytes: .name is slow to compute.
 _DTYPE_NAMES = {np.dtype(letter): np.dtype(letter).name for letter in "efdbBhHil"}
 _NAMES = {namespace: name for name, (namespace, _) in BACKENDS.items()}
@@ -110,7 +106,7 @@ def _plain_dask(operation: str, x: Array) -> Array:
     return x
 
 
-_PLAIN = {_TORCH: _plain_torch, _JAX: _plain_jax, _DASK: _plain_dask}
+_PLAIN = {TORCH: _plain_torch, JAX: _plain_jax, DASK: _plain_dask}
 
 
 def is_concrete(x: Array, xp: Namespace) -> bool:
@@ -134,7 +130,7 @@ def is_compiling() -> bool:
 
 def has_64_bits(xp: Namespace) -> bool:
     """Tell whether there are dtypes of 64 bits, which JAX has only when asked."""
-    return xp.__name__ != _JAX or bool(sys.modules["jax"].config.jax_enable_x64)
+    return xp.__name__ != JAX or bool(sys.modules["jax"].config.jax_enable_x64)
 
 
 def dtype_name(dtype: Any) -> str:
@@ -167,86 +163,6 @@ def _ml_dtypes() -> Any:
         raise QuantArrayError(
             "dtype bfloat16: NumPy has none without ml_dtypes: install quantarray[io]"
         ) from None
-
-
-def divide(a: Array, b: Array | float, xp: Namespace) -> Array:
-    """Divide as IEEE 754 does."""
-    if xp.__name__ == _JAX:
-        # XLA's CPU compiler turns division by a broadcast or constant into multiplication by its
-        # reciprocal, which differs in the last bit; it cannot see through this select.
-        b = xp.where(a == a, b, 1)
-    return a / b
-
-
-def lookup(table: Array, codes: Array, xp: Namespace) -> Array:
-    """Take the entries of a 1-d table that codes of any shape and integer dtype name."""
-    # Never by an index of uint8, which torch takes for a mask.
-    indices = xp.astype(codes, xp.int32)
-    if xp.__name__ == _JAX:  # it shards no other way of indexing over meshes of explicit axes
-        return table.at[indices].get(out_sharding=sys.modules["jax"].typeof(indices).sharding)
-    if xp.__name__ == _NUMPY:
-        return xp.take(table, indices, axis=0)
-    return xp.reshape(xp.take(table, xp.reshape(indices, (-1,)), axis=0), codes.shape)
-
-
-def count_below(table: Array, x: Array, xp: Namespace) -> Array:
-    """Count the entries of an ascending table that lie strictly below each element, as int32."""
-    if xp.__name__ != _JAX:
-        return xp.astype(xp.searchsorted(table, x, side="left"), xp.int32, copy=False)
-    if table.size < 32:
-        return xp.searchsorted(table, x, side="left", method="compare_all")
-    # A binary search without a loop, three times as fast as JAX's own, which no mesh can shard.
-    steps = [1 << bit for bit in reversed(range(table.size.bit_length()))]
-    padding = xp.full((2 * steps[0] - 1 - table.size,), xp.inf, dtype=table.dtype)
-    table, index = xp.concat([table, padding]), xp.zeros_like(x, dtype=xp.int32)
-    for step in steps:
-        index = xp.where(lookup(table, index + (step - 1), xp) < x, index + step, index)
-    return index
-
-
-def multiply(a: Array, b: Array, xp: Namespace) -> Array:
-    """Multiply and round, before anything is added to the product."""
-    product = a * b
-    if xp.__name__ == _JAX:
-        # jax.jit contracts a * b + c to one rounding; it cannot see through this select, as it can
-        # through one on a factor that it knows not to be NaN.
-        product = xp.where(product == product, product, xp.nan)
-    return product
-
-
-def extremes(x: Array, axes: tuple[int, ...], xp: Namespace) -> tuple[Array, Array]:
-    """Give the smallest and largest elements along axes, which stay with length 1.
-
-    Where an element is NaN neither is finite.
-    """
-    low = high = x
-    if xp.__name__ == _JAX:
-        # XLA's reduction on a CPU loses NaN once it is vectorized, from some 4000 elements on.
-        low, high = xp.where(x == x, x, -xp.inf), xp.where(x == x, x, xp.inf)
-    return xp.min(low, axis=axes, keepdims=True), xp.max(high, axis=axes, keepdims=True)
-
-
-def clip(x: Array, low: float, high: float, xp: Namespace) -> Array:
-    """Clip to Python numbers; NaN stays NaN."""
-    # compat's clip takes array bounds too, at several times the cost of the call on small arrays,
-    # and its promotion of scalars for torch does not compile in one graph.
-    if xp.__name__ == _NUMPY:
-        return x.clip(low, high)
-    if xp.__name__ == _TORCH:
-        return sys.modules["torch"].clamp(x, low, high)
-    return xp.clip(x, low, high)
-
-
-def flush(x: Array, smallest_normal: float, xp: Namespace) -> Array:
-    """Take subnormal elements for zeros of their sign, as JAX does on a CPU."""
-    return where(xp.abs(x) < smallest_normal, xp.copysign(xp.zeros_like(x), x), x, xp)
-
-
-def where(condition: Array, x: Array, y: Array | float, xp: Namespace) -> Array:
-    """Select `x` or `y`, a Python number or an array of x's dtype."""
-    if xp.__name__ == _TORCH:  # for the same reason as in clip
-        return sys.modules["torch"].where(condition, x, y)
-    return xp.where(condition, x, y)
 
 
 def to_numpy(x: Array) -> np.ndarray[Any, Any]:

@@ -1,0 +1,120 @@
+"""What the pipeline is told, and what it gives."""
+
+import math
+from dataclasses import dataclass
+
+from quantarray import _xp, packing
+from quantarray._xp import Array, Namespace
+from quantarray.arithmetic import Arithmetic, working_dtype
+from quantarray.blocks import Blocks, Slices
+from quantarray.formats import Integer, NumberFormat
+from quantarray.parameters import Outer, Parameters
+from quantarray.scheme import Rounding, Scheme
+
+# Elements of a piece: its float32 temporaries are 1 MiB each.
+PIECE = 1 << 18
+
+
+@dataclass(frozen=True)
+class Task:
+    """All that the pipeline needs to know besides the values."""
+
+    blocks: Blocks
+    scheme: Scheme
+    xp: Namespace
+    # The dtype of the array that is, or was, quantized.
+    dtype: str
+    # "raise", "propagate" or "saturate".
+    nonfinite: str = "raise"
+    key: int | None = None
+    given: Parameters | None = None
+    # Whether values can be looked at: not while traced, compiled, or lazy.
+    concrete: bool = True
+
+    @property
+    def element(self) -> NumberFormat:
+        """The element format."""
+        return self.scheme.element
+
+    @property
+    def arithmetic(self) -> Arithmetic:
+        """What the scheme's steps are computed with."""
+        working = working_dtype(self.dtype)
+        rounded = self.dtype if self.scheme.arithmetic == "input" else working
+        return Arithmetic(working, rounded, self.xp)
+
+    @property
+    def in_rows(self) -> bool:
+        """Whether codes are packed, row by row."""
+        return self.scheme.packed and self.scheme.packing.transpose == "no"
+
+    @property
+    def in_pieces(self) -> bool:
+        """Whether the array is large and its library computes each operation at once."""
+        if _xp.backend(self.xp) != "numpy" or math.prod(self.blocks.shape) <= PIECE:
+            return False
+        # Sums are in the order of a whole block.
+        return self.scheme.scale.rule != "absmean" or math.prod(self.blocks.extents) <= PIECE
+
+    @property
+    def multiple(self) -> int:
+        """The number of codes after which a row may be cut."""
+        return packing.unit(self.element.bits, self.scheme.packing) if self.in_rows else 1
+
+    @property
+    def inside(self) -> bool:
+        """Whether no quotient needs clipping.
+
+        True where the scale is absmax / max: that and the quotient are rounded a few times, each to
+        a relative 2**-21 at worst, which is far less than the half code that clipping could need.
+        """
+        rule, element = self.scheme.scale, self.element
+        return (
+            isinstance(element, Integer)
+            and self.given is None
+            and self.concrete
+            and self.nonfinite == "raise"
+            and self.key is None
+            and (rule.rule, rule.divisor, rule.format) == ("absmax", element.max, None)
+            and (self.scheme.zero, self.scheme.rounding) == ("none", Rounding())
+            and element.plain
+            and rule.least is None
+        )
+
+    def working(self, x: Array) -> Array:
+        """Give the values that arithmetic is done on."""
+        return self.xp.astype(x, _xp.dtype(self.xp, self.arithmetic.dtype), copy=False)
+
+    def data_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Give the shape of the stored codes of an array of this shape."""
+        if not self.scheme.packed:
+            return shape
+        return packing.packed_shape(shape, self.element.bits, self.scheme.packing)
+
+    def rows_where(self, where: Slices) -> Slices:
+        """Give where the codes of a piece lie, in packed rows if they are in rows."""
+        if not self.in_rows:
+            return where
+        row, bits, how = where[-1], self.element.bits, self.scheme.packing
+        stop = packing.words(row.stop, bits, how)
+        return (*where[:-1], slice(packing.words(row.start, bits, how), stop))
+
+
+@dataclass(frozen=True)
+class Result:
+    """Stored codes, and the parameters of their blocks as they are stored."""
+
+    data: Array
+    scale: Array
+    zero_point: Array | None = None
+    offset: Array | None = None
+    outer: Outer | None = None
+
+    def with_grid(self, grid: tuple[int, ...], xp: Namespace) -> "Result":
+        """Give the shape of the grid of blocks to what has an entry for each."""
+
+        def reshape(array: Array | None) -> Array | None:
+            return None if array is None else xp.reshape(array, grid)
+
+        zero_point, offset = reshape(self.zero_point), reshape(self.offset)
+        return Result(self.data, xp.reshape(self.scale, grid), zero_point, offset, self.outer)
