@@ -3,7 +3,7 @@
 # requires-python = ">=3.11"
 # dependencies = ["nox>=2025.10.14"]
 # ///
-"""Every check of the project; `nox` alone runs lint, types and the CPU test matrix.
+"""Every check of the project; `nox` alone runs lint, types, the CPU test matrix and the oracles.
 
 Arguments after `--` go to the tool: `nox -s "tests(jax)" -- -k int8 -x`.
 """
@@ -16,7 +16,7 @@ import nox
 
 nox.needs_version = ">=2025.10.14"
 nox.options.default_venv_backend = "venv"
-nox.options.sessions = ["lint", "types", "tests"]
+nox.options.sessions = ["lint", "types", "tests", "oracles"]
 
 ROOT = Path(__file__).parent
 PROJECT = nox.project.load_toml(ROOT / "pyproject.toml")
@@ -92,6 +92,15 @@ def tests(session: nox.Session, backend: str) -> None:
         run_pytest(session, backend, **env, JAX_ENABLE_X64="1")
     else:
         run_pytest(session, backend)
+
+
+@nox.session
+def oracles(session: nox.Session) -> None:
+    """Compare every preset with the package that publishes its format, and the ONNX node tests."""
+    session.install("-e", ".[io]", *group("test", "test-oracles"))
+    env = {"QUANTARRAY_BACKEND": "numpy", "QUANTARRAY_ORACLES": "1"}
+    files = ("tests/test_oracles.py", "tests/test_onnx_nodes.py")
+    session.run("pytest", "-n", "2", *files, *session.posargs, env=env)
 
 
 @nox.session

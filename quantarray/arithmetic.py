@@ -22,7 +22,12 @@ class Arithmetic:
 
     @property
     def tiny(self) -> float:
-        """The smallest normal number."""
+        """The smallest normal number of the arrays' dtype."""
+        return SMALLEST_NORMAL[self.dtype]
+
+    @property
+    def smallest_normal(self) -> float:
+        """The smallest normal number of the precision."""
         return SMALLEST_NORMAL[self.precision]
 
     @property

@@ -1,12 +1,15 @@
 """The pipeline's mirror: unpack, codes to values, times the scale."""
 
+from dataclasses import replace
+
 import numpy as np
 
 from quantarray import _xp, codec, scales, storage
 from quantarray._xp import Array
+from quantarray.arithmetic import Arithmetic
 from quantarray.blocks import Blocks, pieces
-from quantarray.formats import LARGEST, SMALLEST_NORMAL, Integer
-from quantarray.parameters import Parameters
+from quantarray.formats import LARGEST, Integer, NumberFormat
+from quantarray.parameters import Parameters, float_dtype
 from quantarray.task import PIECE, Result, Task
 
 
@@ -51,34 +54,49 @@ def dequantize(stored: Result, task: Task, dtype: str) -> Array:
 
 
 def _decode(codes: Array, blocks: Blocks, parameters: Parameters, task: Task, dtype: str) -> Array:
-    xp, math_ = task.xp, task.arithmetic
-    view = blocks.split(codec.to_values(codes, task.element, math_.dtype, xp), xp)
+    xp, element, rounding = task.xp, task.element, task.scheme.rounding
+    factor = 1.0
+    if isinstance(element, Integer) and rounding.quotient == "reciprocal":
+        # The mirror of x * (steps * (1 / s)).
+        element, factor = replace(element, steps=1.0), 1 / element.steps
+    view = blocks.split(codec.to_values(codes, element, task.arithmetic.dtype, xp), xp)
     spread = parameters.spread(blocks, xp)
     if spread.zero is not None:
         view = view - spread.zero
-    values = blocks.merge(_scaled(view, spread, task, dtype), xp)
+    values = blocks.merge(_scaled(view, element, factor, spread, task, dtype), xp)
     return xp.astype(values, _xp.dtype(xp, dtype), copy=False)
 
 
-def _scaled(view: Array, parameters: Parameters, task: Task, dtype: str) -> Array:
+def _scaled(
+    view: Array,
+    element: NumberFormat,
+    factor: float,
+    parameters: Parameters,
+    task: Task,
+    dtype: str,
+) -> Array:
     """Multiply by the scale and add the offset, clipping to what `dtype` holds."""
-    xp, element, scale, offset = task.xp, task.element, parameters.scale, parameters.offset
-    tiny = SMALLEST_NORMAL[task.arithmetic.dtype]
-    limit = min(LARGEST[task.arithmetic.dtype], LARGEST[dtype])
+    xp, scale, offset = task.xp, parameters.scale, parameters.offset
+    working, stored = task.arithmetic.dtype, float_dtype(task.scheme, task.dtype)
+    math_ = Arithmetic(working, stored if offset is not None else working, xp)
+    limit = min(LARGEST[working], LARGEST[dtype])
     least, most, resolution = codec.limits_of(element)
     safe = limit / 8 / (most - min(least, 0.0))
     near = task.concrete and bool(xp.max(xp.abs(scale)) < safe)
     if near and (offset is None or bool(xp.max(xp.abs(offset)) < limit / 2)):
-        values = _xp.multiply(view, scale, xp)
-        values = values if offset is None else values + offset
+        values = math_.multiply(view, scale)
+        values = values if factor == 1 else math_.multiply(values, factor)
+        values = values if offset is None else math_.add(values, offset)
     else:
-        # The largest code times its scale, or the sum, can overflow. A quarter of them cannot.
-        part = _xp.where(xp.abs(scale) < safe, xp.full_like(scale, 1.0), 0.25, xp)
-        values = _xp.multiply(view, scale * part, xp)
+        # The largest code times its scale, or the sum, can overflow. A part of them cannot.
+        small = 0.25 if factor == 1 else 2.0**-9
+        part = _xp.where(xp.abs(scale) < safe, xp.full_like(scale, 1.0), small, xp)
+        values = math_.multiply(view, scale * part)
+        values = values if factor == 1 else math_.multiply(values, factor)
         if offset is not None:
-            values = values + _xp.flush(_xp.multiply(offset, part, xp), tiny, xp)
+            values = math_.add(values, math_.flush(_xp.multiply(offset, part, xp)))
         values = xp.minimum(xp.maximum(values, -limit * part), limit * part) / part
     exact = (isinstance(element, Integer) and task.scheme.scale.least is None) or (
-        task.concrete and bool(xp.min(xp.abs(scale)) * resolution >= tiny)
+        task.concrete and bool(xp.min(xp.abs(scale)) * resolution >= math_.tiny)
     )
-    return values if exact and offset is None else _xp.flush(values, tiny, xp)
+    return values if exact and offset is None else math_.flush(values)

@@ -1,6 +1,7 @@
 """Named schemes with some of their choices changed."""
 
 import dataclasses
+import difflib
 from typing import Any
 
 from quantarray.errors import QuantArrayError, choice, integer, short
@@ -77,8 +78,10 @@ def _find(name_or_scheme: Any) -> Scheme:
     if isinstance(name_or_scheme, Scheme):
         return name_or_scheme
     if not isinstance(name_or_scheme, str) or name_or_scheme not in PRESETS:
+        near = difflib.get_close_matches(str(name_or_scheme), PRESETS, n=5, cutoff=0.5)
         raise QuantArrayError(
-            f"scheme: {short(name_or_scheme)} is not known; known: {', '.join(PRESETS)}"
+            f"scheme: {short(name_or_scheme)} is not known: expected one of schemes()"
+            + (f", such as {', '.join(near)}" if near else "")
         )
     return PRESETS[name_or_scheme]
 

@@ -91,7 +91,7 @@ def stored_dtype(scheme: Scheme, dtype: str) -> str:
 
 def least_scale(rule: Scale, math_: Arithmetic) -> float:
     """Give the smallest scale of a block that is not all zero."""
-    return math_.tiny if rule.least is None else rule.least
+    return math_.smallest_normal if rule.least is None else rule.least
 
 
 def zero_block_scale(rule: Scale, math_: Arithmetic) -> float:

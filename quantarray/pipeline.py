@@ -101,7 +101,7 @@ def _ones(task: Task, place: Any) -> Parameters:
     if scheme.scale.outer is not None:
         grid = outer_blocks(scheme, task.blocks.grid).grid
         one = xp.ones(grid, dtype=dtype, device=place)
-        mean = xp.zeros((1,) * len(grid), dtype=dtype, device=place)
+        mean = xp.zeros((1,) * len(task.blocks.grid), dtype=dtype, device=place)
         outer = Outer(one, mean if scheme.scale.outer.zero == "mean" else None)
     return Parameters(
         scale,
@@ -256,7 +256,7 @@ def _divide(view: Array, parameters: Parameters, tail: Array | None, task: Task)
     if inverse is None:
         inverse = math_.divide(xp.ones_like(scale), scale)
     if steps != 1:
-        bound = math_.limit / steps
+        bound = math_.limit / steps * (1 - 2**-22)  # whose product does not round to Inf
         inverse = math_.multiply(_xp.clip(inverse, -bound, bound, xp), steps)
     quotient = math_.multiply(view, inverse)
     return quotient if tail is None else _xp.where(tail, math_.divide(view, scale), quotient, xp)

@@ -171,7 +171,7 @@ _BNB_4BIT = Scheme(
     Block(flat=64),
     _ABSMAX,
     rounding=Rounding(quotient="but_tail"),
-    packing=Packing("msb"),
+    packing=Packing("msb", padding="value"),
 )
 # Its 8-bit kernel for CPUs, since 0.50, rounds to bins first.
 _BNB_8BIT = Scheme(

@@ -221,8 +221,10 @@ def _per_block(
     shape = tuple(array.shape)
     if math.prod(shape) == 1:
         return xp.broadcast_to(xp.reshape(array, (1,) * len(grid)), grid)
-    if shape == grid or (len(shape) == 1 and max(grid) == math.prod(grid) == shape[0]):
+    if [size for size in shape if size != 1] == [size for size in grid if size != 1]:
         return xp.reshape(array, grid)
+    if 0 in grid:  # frozen parameters of an empty batch
+        return xp.zeros(grid, dtype=array.dtype, device=_xp.beside(x))
     raise QuantArrayError(
         f"{operation}: {argument} has shape {shape}: expected one entry per block, shape {grid}"
     )

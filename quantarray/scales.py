@@ -136,7 +136,7 @@ def derive(
     stored = as_stored(scale, scheme, dtype, xp)
     if rule.codes_from == "stored":
         scale = as_values(stored, scheme, math_.dtype, xp)
-    zero = _zero_point(low, scale, scheme, math_)
+    zero = _zero_point(low, absmax, scale, scheme, math_)
     return poison(Parameters(scale, stored, zero, offset), finite, scheme, xp)
 
 
@@ -168,7 +168,9 @@ def _edge(ranges: Range, scale: Array, math_: Arithmetic) -> tuple[Array, Array]
     return _xp.where(exact, fitted, scale, xp), _xp.where(exact, edge, 0.0, xp)
 
 
-def _zero_point(low: Array, scale: Array, scheme: Scheme, math_: Arithmetic) -> Array | None:
+def _zero_point(
+    low: Array, absmax: Array, scale: Array, scheme: Scheme, math_: Arithmetic
+) -> Array | None:
     if scheme.zero_kind != "point":
         return None
     assert isinstance(scheme.element, Integer)
@@ -176,7 +178,8 @@ def _zero_point(low: Array, scale: Array, scheme: Scheme, math_: Arithmetic) -> 
     if scheme.zero == "midpoint":
         return math_.xp.full_like(scale, float((least + most + 1) // 2))
     zero = math_.xp.round(math_.subtract(float(least), math_.divide(low, scale)))
-    return _xp.clip(zero, float(least), float(most), math_.xp)
+    zero = _xp.clip(zero, float(least), float(most), math_.xp)
+    return _xp.where(absmax < math_.tiny, 0.0, zero, math_.xp)
 
 
 def _derive_codes(absmax: Array, rule: Scale, math_: Arithmetic) -> Parameters:

@@ -219,9 +219,11 @@ class Packing:
     transpose: Literal["no", "words", "codes"] = "no"
     # Bytes are stored as int8, less 128.
     centred: bool = False
+    # What the last word of a row is filled up with: zero bits, or codes of the value 0.
+    padding: Literal["bits", "value"] = "bits"
 
     def __post_init__(self) -> None:
-        _check_choices(self, "order", "word", "transpose")
+        _check_choices(self, "order", "word", "transpose", "padding")
         for field in ("dense", "excess", "centred"):
             if type(getattr(self, field)) is not bool:
                 raise QuantArrayError(

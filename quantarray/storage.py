@@ -1,6 +1,6 @@
 """The form in which codes are stored: as they are, or packed."""
 
-from quantarray import codec, packing
+from quantarray import _xp, codec, packing
 from quantarray._xp import Array
 from quantarray.formats import Integer
 from quantarray.task import Task
@@ -29,7 +29,24 @@ def to_rows(codes: Array, task: Task) -> Array:
     if task.scheme.packing.excess:
         fields = fields ^ (1 << (bits - 1))
     fields = xp.astype(fields, xp.uint8, copy=False)
+    if task.scheme.packing.padding == "value":
+        fields = _fill_up(fields, task)
     return packing.pack(fields, bits, task.scheme.packing, xp) if task.in_rows else fields
+
+
+def _fill_up(fields: Array, task: Task) -> Array:
+    """Add codes of the value 0 up to whole words."""
+    xp, missing = task.xp, -fields.shape[-1] % task.multiple
+    if not missing:
+        return fields
+    zero = codec.to_codes(
+        xp.zeros((*fields.shape[:-1], missing), dtype=xp.float32, device=_xp.beside(fields)),
+        task.element,
+        "half_even",
+        None,
+        xp,
+    )
+    return xp.concat([fields, xp.astype(zero, xp.uint8, copy=False)], axis=-1)
 
 
 def row_dtype(task: Task) -> str:

@@ -6,6 +6,7 @@ import ml_dtypes
 import numpy as np
 
 import quantarray as qa
+from quantarray import scales
 from quantarray.formats import BFLOAT16, FLOAT16
 from quantarray.scheme import Packing, Scale
 
@@ -115,6 +116,12 @@ def corpus(dtype="float32"):
     x = np.stack([case(kind.type) for case in CASES])
     x.flags.writeable = False
     return x
+
+
+def reached(scheme):
+    """Give the cases of the corpus whose elements the scales of a preset can reach."""
+    x = corpus()
+    return x[np.abs(x).max((1, 2)) <= scales.largest(qa.scheme(scheme), "float32")]
 
 
 @functools.cache

@@ -25,14 +25,15 @@ SHAPE = (64, 512)
 
 @dataclass(frozen=True)
 class Deviation:
-    """Where an owner's result is not to be had, and why: such results must differ."""
+    """Where an owner's result is not to be had, and why."""
 
     why: str
     inputs: tuple[str, ...] = ()
     parts: tuple[str, ...] = ()
     dtypes: tuple[str, ...] = ()
     shapes: tuple[tuple[int, ...], ...] = ()
-    options: tuple[Mapping[str, Any], ...] = ()
+    # Whether the result depends on the machine, and may be equal.
+    machine: bool = False
 
     def covers(self, case: "Case", part: str) -> bool:
         """Tell whether a part of a result is one of those; an empty choice is any."""
@@ -41,7 +42,6 @@ class Deviation:
             (self.parts, part),
             (self.dtypes, case.dtype),
             (self.shapes, case.shape),
-            (self.options, case.options),
         )
         return all(value in chosen for chosen, value in pairs if chosen)
 
@@ -102,14 +102,26 @@ class Case:
         """Compare every part that the owner has."""
         theirs = self.theirs()
         ours = parts_of(self.ours(), theirs)
-        means = {name: compare(theirs[name], ours[name]) for name in self.oracle.means}
-        if any(found.count for found in means.values()):
-            close = {
-                name: np.allclose(ours[name], theirs[name], rtol=rtol, atol=0)
-                for name, rtol in self.oracle.means.items()
+        found = {part: compare(theirs[part], ours[part], part == "data") for part in theirs}
+        if any(found[part].count for part in self.oracle.means):
+            far = {
+                part: not np.allclose(theirs[part], ours[part], rtol=rtol, atol=0)
+                for part, rtol in self.oracle.means.items()
             }
-            return {name: found for name, found in means.items() if not close[name]}
-        return {name: compare(part, ours[name], name == "data") for name, part in theirs.items()}
+            return {part: found[part] for part in far if far[part]}
+        return found
+
+    def failures(self) -> list[str]:
+        """Say what differs, but for known deviations; and what deviates no more."""
+        found = self.differences()
+        wrong = {part for part in found if found[part].count}
+        messages = []
+        for known in self.oracle.deviations:
+            covered = {part for part in found if known.covers(self, part)}
+            if covered and not covered & wrong and not known.machine:
+                messages.append(f"{self}: {', '.join(covered)}: equal, though {known.why}")
+            wrong -= covered
+        return messages + [f"{self}: {part}: {found[part]}" for part in found if part in wrong]
 
 
 def cases(oracle: Oracle, name: str) -> Iterator[Case]:
@@ -238,10 +250,10 @@ def _zero_blocks(scheme: qa.Scheme, shape: tuple[int, ...]) -> np.ndarray:
 def _grid(scheme: qa.Scheme, shape: tuple[int, ...]) -> np.ndarray:
     """Values that fall on, or one float beside, what separates codes, if the scale is a power of 2.
 
-    Every 16th element and the first row hold the largest value, the elements between those and the
-    second row the smallest, so that all blocks have the same range.
+    Every 16th column and the rest of the first row are the largest value, the columns halfway and
+    the rest of the second row the smallest, so that almost all blocks have the same range.
     """
-    element, divisor = scheme.element, scheme.scale.divisor
+    element, divisor, tiny = scheme.element, scheme.scale.divisor, np.float32(2.0**-60)
     if isinstance(element, Integer):
         low, high = element.codes
         values = (np.arange(low, high + 1) - element.origin) / element.steps
@@ -255,13 +267,14 @@ def _grid(scheme: qa.Scheme, shape: tuple[int, ...]) -> np.ndarray:
         top = divisor if scheme.zero == "offset" else divisor - divisor // 3
         bottom = top - divisor
         values += np.float32(bottom - values[0])
-    between = np.concatenate([values, (values[1:] + values[:-1]) / np.float32(2)])
+    between = np.concatenate([values, (values[1:] + values[:-1]) / np.float32(2), [-tiny, tiny]])
     down, up = (np.nextafter(between, np.float32(end)) for end in (-np.inf, np.inf))
     candidates = np.concatenate([between, down, up])
-    candidates = candidates[(candidates >= bottom) & (candidates <= top)]
+    normal = (candidates == 0) | (np.abs(candidates) >= 2.0**-100)
+    candidates = candidates[normal & (candidates >= bottom) & (candidates <= top)]
     x = _random(shape).choice(candidates, shape).astype(np.float64)
-    x[:, ::16], x[:, 8::16] = top, bottom
     x[0], x[1] = top, bottom
+    x[:, ::16], x[:, 8::16] = top, bottom
     return x
 
 
@@ -353,8 +366,8 @@ def native_integer(x, *, bits, group_size=None):
     blocks, top = _split(x, group_size), np.float32(2 ** (bits - 1) - 1)
     scale = _absmax(blocks) / top
     scale[scale == 0] = 1
-    codes = np.clip(np.rint(blocks / scale), -top, top)
-    return _native_parts(x, codes.astype(np.int8), bits, scale, codes)
+    codes = np.clip(np.rint(blocks / scale), -top, top).astype(np.int8)
+    return _native_parts(x, codes, bits, scale, codes)
 
 
 def native_unsigned(x, *, bits, group_size=None):
@@ -442,8 +455,8 @@ def ternary(x):
     """Quantize as BitNet b1.58 does: mean |x|, and the nearest of -1, 0 and 1."""
     scale = np.abs(x).mean(dtype=np.float64).astype(np.float32)
     scale = scale if scale else np.float32(1)
-    codes = np.clip(np.rint(x / scale), -1, 1)
-    return _native_parts(x, codes.astype(np.int8), 2, np.asarray(scale), codes)
+    codes = np.clip(np.rint(x / scale), -1, 1).astype(np.int8)
+    return _native_parts(x, codes, 2, np.asarray(scale), codes)
 
 
 def binary(x):
@@ -497,7 +510,7 @@ def sentence_transformers(x, *, release, kind):
         packed = np.packbits(x > 0, axis=-1)
         data = packed if kind == "ubinary" else (packed - 128).astype(np.int8)
         return {"codes": (x > 0).astype(np.uint8), "data": data}
-    starts = x.min(axis=0)
+    starts = x.min(axis=0) + np.float32(0)  # which zero is the smallest depends on the order
     steps = (x.max(axis=0) - starts) / 255
     steps = np.where(steps == 0, 1, steps).astype(np.float32)
     values = (x - starts) / steps
@@ -632,7 +645,7 @@ def bitsandbytes_4bit(x, *, kind, flat=64, nested=False):
         decoded = functional.dequantize_4bit(data, state)
     parts = _arrays(data=data, scale=state.absmax, decoded=decoded)
     if nested:
-        parts |= _arrays(global_scale=state.state2.absmax, offset=state.offset)
+        parts |= _arrays(global_scale=state.state2.absmax, global_offset=state.offset)
     return parts
 
 
@@ -682,6 +695,7 @@ def faiss_scalar(x, *, bits):
     index = faiss.IndexScalarQuantizer(x.shape[1], kind)
     index.train(x)
     offset, scale = np.split(faiss.vector_to_array(index.sq.trained), 2)
+    offset = offset + np.float32(0)  # which zero is the smallest depends on the order
     data = index.sa_encode(x)
     return {"data": data, "scale": scale, "offset": offset, "decoded": index.sa_decode(data)}
 
@@ -802,6 +816,16 @@ def _bitsandbytes(scheme: str, function: Callable[..., Parts], *sizes: int, **mo
     )
 
 
+def _gptq(bits: int) -> Oracle:
+    known = Deviation(
+        "AutoGPTQ's range of a group without negative elements starts at 0, but its zero point stays"
+        " in the middle, so that more than half of the range saturates",
+        inputs=("positive", "constant_rows"),
+        parts=("codes", "data", "scale", "decoded"),
+    )
+    return Oracle(f"gptq:int{bits}", "numpy", partial(gptq, bits=bits), deviations=(known,))
+
+
 def _mlx(bits: int) -> Oracle:
     return Oracle(
         f"mlx:affine{bits}",
@@ -818,8 +842,15 @@ def _sentence_transformers(name: str, kind: str, release: int) -> Oracle:
 
 
 def _faiss(bits: int) -> Oracle:
+    known = Deviation(
+        "faiss multiplies and adds with one rounding where it decodes 8 dimensions at once",
+        parts=("decoded",),
+        shapes=(SHAPE,),
+        machine=True,
+    )
     function = partial(faiss_scalar, bits=bits)
-    return Oracle(f"faiss:sq{bits}", "faiss", function, shapes=(SHAPE, RAGGED))
+    shapes = (SHAPE, RAGGED, (64, 509))
+    return Oracle(f"faiss:sq{bits}", "faiss", function, shapes=shapes, deviations=(known,))
 
 
 ORACLES: tuple[Oracle, ...] = (
@@ -846,10 +877,16 @@ ORACLES: tuple[Oracle, ...] = (
     _torchao_microscaling("mxfp6_e3m2", "fp6_e3m2"),
     _torchao_microscaling("mxfp6_e2m3", "fp6_e2m3"),
     _torchao_microscaling("mxfp4", "float4_e2m1fn_x2"),
-    Oracle("torchao:nvfp4", "torchao", torchao_nvfp4, dtypes=("float32", "bfloat16")),
+    Oracle(
+        "torchao:nvfp4",
+        "torchao",
+        torchao_nvfp4,
+        dtypes=("float32", "bfloat16"),
+        deviations=(Deviation("torchao divides 0 by 0, and stores NaN", inputs=("zeros",)),),
+    ),
     *(_compressed_tensors(bits, symmetric) for symmetric in (True, False) for bits in (4, 8)),
     Oracle("ct:nvfp4", "compressed_tensors", compressed_tensors_nvfp4),
-    *(Oracle(f"gptq:int{bits}", "numpy", partial(gptq, bits=bits)) for bits in (2, 3, 4, 8)),
+    *(_gptq(bits) for bits in (2, 3, 4, 8)),
     Oracle("awq:int4", "numpy", awq),
     _bitsandbytes("nf4", partial(bitsandbytes_4bit, kind="nf4"), 32, 128, 256, 2048),
     _bitsandbytes("fp4", partial(bitsandbytes_4bit, kind="fp4"), 32, 128, 256, 2048),
@@ -857,7 +894,7 @@ ORACLES: tuple[Oracle, ...] = (
         "nf4_nested",
         partial(bitsandbytes_4bit, kind="nf4", nested=True),
         128,
-        means={"offset": 1e-6},
+        means={"global_offset": 1e-6},
     ),
     _bitsandbytes("int8", bitsandbytes_8bit, 64, 256),
     Oracle(

@@ -86,10 +86,18 @@ def test_repr():
 def test_parts_are_those_that_were_announced(options, shape, xp):
     names = qa.schemes() if _xp.backend(xp) == "numpy" else ("uint4",)
     for name in names:
+        if "flat" in options and qa.scheme(name).packing.transpose != "no":
+            with pytest.raises(QuantArrayError, match="flat blocks have no axes to transpose"):
+                qa.scheme(name, **options)
+            continue
         scheme = qa.scheme(name, **options)
         axes = [axis for axis, _ in scheme.block.axes]
         if any(not -len(shape) <= axis < len(shape) for axis in axes):
             with pytest.raises(QuantArrayError, match=r"axis .*shape \("):
+                part_specs(scheme, shape, "float32")
+            continue
+        if scheme.packing.transpose != "no" and len(shape) < 2:
+            with pytest.raises(QuantArrayError, match="at least 2 axes"):
                 part_specs(scheme, shape, "float32")
             continue
         if _xp.backend(xp) == "jax" and shape != (3, 10):

@@ -147,9 +147,9 @@ def test_msb_packing_is_the_other_nibble_first(xp):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ({"zero": "offset"}, "need each other"),
-        ({"scale": Scale("range", 15.0)}, "need each other"),
-        ({"element": qa.scheme("nf4").element}, "only integer elements"),
+        ({"zero": "offset"}, "zero='offset' needs the scale rule 'range'"),
+        ({"zero": "none", "scale": Scale("range", 15.0)}, "needs a zero point or an offset"),
+        ({"element": qa.scheme("nf4").element}, "only plain integer elements"),
     ],
 )
 def test_choices_that_do_not_fit(overrides, message):
