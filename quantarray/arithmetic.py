@@ -52,6 +52,22 @@ class Arithmetic:
         """Multiply."""
         return self.rounded(_xp.multiply(a, b, self.xp))
 
+    def reciprocal(self, x: Array, times: float = 1.0) -> Array:
+        """Give ``times * (1 / x)``, or almost the largest number if that is larger."""
+        inverse = self.divide(self.xp.ones_like(x), x)
+        if times == 1:
+            return inverse
+        bound = self.limit / times * (1 - 2**-22)  # whose product does not round to Inf
+        return self.multiply(_xp.clip(inverse, -bound, bound, self.xp), times)
+
+    def by_reciprocal(self, a: Array, b: Array, times: float = 1.0) -> Array:
+        """Give ``a * (times * (1 / b))``; ``a / b * times`` where ``1 / b`` would be subnormal."""
+        quotient = self.divide(a, b)
+        quotient = quotient if times == 1 else self.multiply(quotient, times)
+        large = self.xp.abs(b) > 1 / self.tiny
+        product = self.multiply(a, self.reciprocal(b, times))
+        return _xp.where(large, quotient, product, self.xp)
+
     def add(self, a: Array, b: Array | float) -> Array:
         """Add."""
         return self.rounded(a + b)

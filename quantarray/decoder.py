@@ -8,7 +8,7 @@ from quantarray import _xp, codec, scales, storage
 from quantarray._xp import Array
 from quantarray.arithmetic import Arithmetic
 from quantarray.blocks import Blocks, pieces
-from quantarray.formats import LARGEST, Integer, NumberFormat
+from quantarray.formats import LARGEST, Float, Integer, NumberFormat
 from quantarray.parameters import Parameters, float_dtype
 from quantarray.task import PIECE, Result, Task
 
@@ -63,6 +63,12 @@ def _decode(codes: Array, blocks: Blocks, parameters: Parameters, task: Task, dt
     spread = parameters.spread(blocks, xp)
     if spread.zero is not None:
         view = view - spread.zero
+    coded = task.scheme.scale.coded
+    if isinstance(coded, Float) and 0 < coded.min < task.arithmetic.tiny:
+        # 2**-127, the smallest scale of e8m0, is subnormal, which some libraries take for 0.
+        low = spread.scale < task.arithmetic.tiny
+        view = _xp.where(low, view * (coded.min / task.arithmetic.tiny), view, xp)
+        spread = replace(spread, scale=_xp.where(low, task.arithmetic.tiny, spread.scale, xp))
     values = blocks.merge(_scaled(view, element, factor, spread, task, dtype), xp)
     return xp.astype(values, _xp.dtype(xp, dtype), copy=False)
 
@@ -82,11 +88,14 @@ def _scaled(
     limit = min(LARGEST[working], LARGEST[dtype])
     least, most, resolution = codec.limits_of(element)
     safe = limit / 8 / (most - min(least, 0.0))
+    # No product is subnormal.
+    held = task.concrete and bool(xp.min(xp.abs(scale)) * resolution >= math_.tiny)
     near = task.concrete and bool(xp.max(xp.abs(scale)) < safe)
     if near and (offset is None or bool(xp.max(xp.abs(offset)) < limit / 2)):
         values = math_.multiply(view, scale)
         values = values if factor == 1 else math_.multiply(values, factor)
-        values = values if offset is None else math_.add(values, offset)
+        if offset is not None:
+            values = math_.add(values if held else math_.flush(values), offset)
     else:
         # The largest code times its scale, or the sum, can overflow. A part of them cannot.
         small = 0.25 if factor == 1 else 2.0**-9
@@ -94,9 +103,8 @@ def _scaled(
         values = math_.multiply(view, scale * part)
         values = values if factor == 1 else math_.multiply(values, factor)
         if offset is not None:
-            values = math_.add(values, math_.flush(_xp.multiply(offset, part, xp)))
+            shift = math_.flush(_xp.multiply(offset, part, xp))
+            values = math_.add(math_.flush(values), shift)
         values = xp.minimum(xp.maximum(values, -limit * part), limit * part) / part
-    exact = (isinstance(element, Integer) and task.scheme.scale.least is None) or (
-        task.concrete and bool(xp.min(xp.abs(scale)) * resolution >= math_.tiny)
-    )
-    return values if exact and offset is None else math_.flush(values)
+    whole = isinstance(element, Integer) and task.scheme.scale.least is None
+    return values if (whole or held) and offset is None else math_.flush(values)

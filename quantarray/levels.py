@@ -93,9 +93,13 @@ def _derive_outer(
     extent = _largest_of(xp.abs(absmax), blocks, xp)
     zero_block = zero_block_scale(rule, math_)
     if rule.stored == "reciprocal":
-        safe = _xp.where(extent < math_.tiny, math_.tiny, extent, xp)
-        scale = math_.multiply(math_.divide(xp.ones_like(safe), safe), rule.divisor)
-        scale = _xp.where(scale <= math_.limit, scale, zero_block, xp)
+        held = extent > rule.divisor / math_.limit
+        safe = _xp.where(held, extent, 1.0, xp)
+        quotient = math_.divide(xp.full_like(safe, rule.divisor), safe)
+        scale = _xp.where(
+            safe > 1 / math_.tiny, quotient, math_.reciprocal(safe, rule.divisor), xp
+        )  # whose 1 / safe would be subnormal
+        scale = _xp.where(held, scale, zero_block, xp)
         spread = _per_scale(scale, absmax.shape, scheme, xp)
         return Outer(scale, offset), math_.multiply(unrounded, spread)
     scale = _xp.clip(math_.divide(extent, rule.divisor), least_scale(rule, math_), math_.limit, xp)
@@ -107,9 +111,7 @@ def _derive_outer(
         scale = _xp.where(bad, math.nan, scale, xp)
     safe = _xp.where(spread == 0, 1.0, spread, xp)
     if outer.rounding.quotient == "reciprocal":
-        return Outer(scale, offset), math_.multiply(
-            unrounded, math_.divide(xp.ones_like(safe), safe)
-        )
+        return Outer(scale, offset), math_.by_reciprocal(unrounded, safe)
     return Outer(scale, offset), math_.divide(unrounded, safe)
 
 

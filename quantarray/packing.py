@@ -27,10 +27,11 @@ def words(count: int, bits: int, packing: Packing) -> int:
 
 def packed_shape(shape: Shape, bits: int, packing: Packing) -> Shape:
     """Give the shape of the packed array of codes of this shape."""
+    _check_axes(shape, packing)
     if packing.transpose == "codes":
-        shape = _exchanged(shape, packing)
+        shape = _exchanged(shape)
     shape = (*shape[:-1], words(shape[-1], bits, packing))
-    return _exchanged(shape, packing) if packing.transpose == "words" else shape
+    return _exchanged(shape) if packing.transpose == "words" else shape
 
 
 def word_dtype(packing: Packing) -> str:
@@ -75,8 +76,9 @@ def pack(codes: Array, bits: int, packing: Packing, xp: Namespace) -> Array:
     """
     if 0 in codes.shape:
         return _zeros(codes, packed_shape(codes.shape, bits, packing), word_dtype(packing), xp)
+    _check_axes(codes.shape, packing)
     if packing.transpose == "codes":
-        codes = _transpose(codes, packing, xp)
+        codes = xp.matrix_transpose(codes)
     count = words(codes.shape[-1], bits, packing)
     data = _fill_bytes(codes, bits, packing, xp)
     if packing.word == 32:
@@ -85,7 +87,7 @@ def pack(codes: Array, bits: int, packing: Packing, xp: Namespace) -> Array:
         data = _cut(data, count)
     if packing.centred:
         data = xp.astype(xp.astype(data, xp.int16) - 128, xp.int8)
-    return _transpose(data, packing, xp) if packing.transpose == "words" else data
+    return xp.matrix_transpose(data) if packing.transpose == "words" else data
 
 
 def unpack(data: Array, bits: int, packing: Packing, count: int, xp: Namespace) -> Array:
@@ -112,16 +114,17 @@ def unpack(data: Array, bits: int, packing: Packing, count: int, xp: Namespace) 
     QuantArrayError
         If the packing does not fit codes of this width or shape.
     """
+    _check_axes(data.shape, packing)
     if 0 in data.shape:
         return _zeros(data, _unpacked_shape(data.shape, count, packing), "uint8", xp)
     if packing.transpose == "words":
-        data = _transpose(data, packing, xp)
+        data = xp.matrix_transpose(data)
     if packing.centred:
         data = xp.astype(xp.astype(data, xp.int16) + 128, xp.uint8)
     if packing.word == 32:
         data = _split(data, packing, xp)
     codes = _cut(_read_bytes(data, bits, packing, count, xp), count)
-    return _transpose(codes, packing, xp) if packing.transpose == "codes" else codes
+    return xp.matrix_transpose(codes) if packing.transpose == "codes" else codes
 
 
 def _is_gapless(bits: int, packing: Packing) -> bool:
@@ -130,7 +133,8 @@ def _is_gapless(bits: int, packing: Packing) -> bool:
     if packing.interleave and (len(packing.interleave) != per_word or (packing.dense and over)):
         raise QuantArrayError(
             f"Packing: interleave={packing.interleave} with codes of {bits} bits: expected "
-            f"{per_word} indices{' and dense=False' if over else ''}, for words of {packing.word}"
+            f"{per_word} indices{' and dense=False' if packing.dense and over else ''}, "
+            f"for words of {packing.word}"
         )
     return packing.dense or not over
 
@@ -240,20 +244,18 @@ def _zeros(like: Array, shape: Shape, dtype: str, xp: Namespace) -> Array:
 
 def _unpacked_shape(shape: Shape, count: int, packing: Packing) -> Shape:
     if packing.transpose == "words":
-        shape = _exchanged(shape, packing)
+        shape = _exchanged(shape)
     shape = (*shape[:-1], count)
-    return _exchanged(shape, packing) if packing.transpose == "codes" else shape
+    return _exchanged(shape) if packing.transpose == "codes" else shape
 
 
-def _exchanged(shape: Shape, packing: Packing) -> Shape:
-    if len(shape) < 2:
+def _check_axes(shape: Shape, packing: Packing) -> None:
+    if packing.transpose != "no" and len(shape) < 2:
         raise QuantArrayError(
             f"Packing: transpose={packing.transpose!r}: array of shape {tuple(shape)}: "
             "expected at least 2 axes"
         )
+
+
+def _exchanged(shape: Shape) -> Shape:
     return (*shape[:-2], shape[-1], shape[-2])
-
-
-def _transpose(x: Array, packing: Packing, xp: Namespace) -> Array:
-    _exchanged(x.shape, packing)  # or refuse
-    return xp.matrix_transpose(x)

@@ -151,18 +151,31 @@ def _encode(x: Array, at: Slices, blocks: Blocks, parameters: Parameters, task: 
         noise = blocks.split(counter.uniform(task.key, task.blocks.shape, at, values, xp), xp)
     view = blocks.split(values, xp)
     _, _, resolution = codec.limits_of(task.element)
-    # A subnormal number can be more than the code of zero only where the scale is this small.
-    small = not (task.concrete and bool(xp.min(xp.abs(spread.scale)) * resolution >= math_.tiny))
+    # A subnormal number can be more than the code of zero only where the scale is this small, or
+    # where something is added to it; where -0.0 is special, so would be what libraries take for it.
+    special = spread.offset is not None or not task.scheme.rounding.negative_zero
+    small = special or not (
+        task.concrete and bool(xp.min(xp.abs(spread.scale)) * resolution >= math_.tiny)
+    )
     if small:
         view = math_.flush(view)
     if spread.offset is not None:
         view, spread = _shift(view, spread, small, task)
-    tail = None
-    if task.scheme.rounding.quotient == "but_tail" and blocks.padded != blocks.shape:
-        counts = xp.asarray(blocks.counts(), device=_xp.beside(x))
-        tail = blocks.spread(counts < math.prod(blocks.extents), xp)
-    codes = blocks.merge(_codes(view, spread, tail, noise, task), xp)
+    codes = blocks.merge(_codes(view, spread, _tail(x, at, blocks, task), noise, task), xp)
     return storage.to_rows(codes, task)
+
+
+def _tail(x: Array, at: Slices, blocks: Blocks, task: Task) -> Array | None:
+    """Tell which blocks of a part are cut short by the end of the array, if that matters."""
+    if task.scheme.rounding.quotient != "but_tail":
+        return None
+    extents = task.blocks.extents
+    counts = task.blocks.counts()
+    short = counts < (task.scheme.block.flat or math.prod(extents))
+    if not short.any():
+        return None
+    grid = tuple(slice(s.start // e, -(-s.stop // e)) for s, e in zip(at, extents, strict=True))
+    return blocks.spread(task.xp.asarray(short[grid], device=_xp.beside(x)), task.xp)
 
 
 def _shift(
@@ -211,6 +224,8 @@ def _codes(
         rounded = codec.round_to_integer(quotient, rounding.mode, noise, xp)
         return xp.astype(rounded, _xp.dtype(xp, codec.code_dtype(element)))
     if not isinstance(element, Integer):
+        if codec.limits_of(element)[2] == 0 or not rounding.negative_zero:
+            quotient = math_.flush(quotient)  # the smallest numbers have codes of their own
         if not rounding.negative_zero:
             quotient = _xp.where(quotient == 0, 0.0, quotient, xp)
         codes = codec.to_codes(quotient, element, rounding.mode, noise, xp)
@@ -252,11 +267,7 @@ def _divide(view: Array, parameters: Parameters, tail: Array | None, task: Task)
     if task.scheme.rounding.quotient == "divide":
         quotient = math_.divide(view, scale)
         return quotient if steps == 1 else math_.multiply(quotient, steps)
-    inverse = parameters.inverse
-    if inverse is None:
-        inverse = math_.divide(xp.ones_like(scale), scale)
-    if steps != 1:
-        bound = math_.limit / steps * (1 - 2**-22)  # whose product does not round to Inf
-        inverse = math_.multiply(_xp.clip(inverse, -bound, bound, xp), steps)
-    quotient = math_.multiply(view, inverse)
+    if parameters.inverse is not None:
+        return math_.multiply(view, parameters.inverse)
+    quotient = math_.by_reciprocal(view, scale, steps)
     return quotient if tail is None else _xp.where(tail, math_.divide(view, scale), quotient, xp)

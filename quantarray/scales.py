@@ -126,8 +126,9 @@ def derive(
     least, most = least_scale(rule, math_), math_.limit
     if isinstance(rule.format, Float):
         least, most = max(least, rule.format.magnitude(1)), min(most, rule.format.max)
-    scale = _xp.clip(scale, least, most, xp)
-    scale = _xp.where(extent < math_.tiny, zero_block_scale(rule, math_), scale, xp)
+    scale = math_.flush(_xp.clip(scale, least, most, xp))
+    nothing = (extent < math_.tiny) | (scale == 0)
+    scale = _xp.where(nothing, zero_block_scale(rule, math_), scale, xp)
     offset = None
     if scheme.zero == "edge":
         scale, offset = _edge(Range(low, high), scale, math_)

@@ -301,8 +301,25 @@ class Scheme:
             raise QuantArrayError(
                 f"Scheme: packing: element of {element.bits} bits: expected at most 8"
             )
-        if self.packing.transpose != "no" and self.block.flat is not None:
+        if self.packed:
+            self._check_packing()
+
+    def _check_packing(self) -> None:
+        packing, bits = self.packing, self.element.bits
+        if packing.transpose != "no" and self.block.flat is not None:
             raise QuantArrayError("Scheme: packing: flat blocks have no axes to transpose")
+        fits = packing.word % bits == 0
+        whole = fits or not packing.dense
+        if packing.interleave and not (whole and len(packing.interleave) == packing.word // bits):
+            raise QuantArrayError(
+                f"Scheme: packing: interleave={short(packing.interleave)}: "
+                f"expected an entry for each code of {bits} bits in a word of {packing.word}"
+            )
+        if packing.padding == "value" and not (fits and packing.transpose == "no"):
+            raise QuantArrayError(
+                f"Scheme: packing: padding='value': expected codes that fill words, not {bits} "
+                f"of {packing.word} bits, and no axes exchanged"
+            )
 
     @property
     def zero_kind(self) -> Literal["point", "offset"] | None:

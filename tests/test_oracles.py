@@ -34,12 +34,6 @@ def test_no_byte_differs_from_the_owner(oracle, name):
     assert not wrong, "\n".join([f"{len(wrong)} parts", *wrong])
 
 
-def test_most_results_with_means_are_compared_in_full():
-    for oracle in (oracle for oracle in ORACLES if oracle.means):
-        found = [len(case.differences()) > 0 for name in INPUTS for case in cases(oracle, name)]
-        assert np.mean(found) > 0.5, oracle.scheme
-
-
 @pytest.mark.parametrize(
     ("theirs", "ours", "message"),
     [
@@ -83,3 +77,19 @@ def test_one_wrong_choice_of_a_scheme_is_found():
     assert other() == set()
     assert other(rounding="half_away") == {"codes", "data", "decoded"}
     assert other(packing=Packing("msb")) == {"data"}
+
+
+def test_a_mean_may_differ_in_its_last_bits_only():
+    oracle = BY_SCHEME["ternary"]
+    case = Case(oracle, "gaussian", {}, "float32", (64, 512))
+
+    def off_by(error):
+        def quantize(x, mean=None):
+            parts = oracle.quantize(x, mean=mean)
+            return parts | ({} if mean is not None else {"scale": parts["scale"] * (1 + error)})
+
+        wrong = replace(case, oracle=replace(oracle, quantize=quantize)).differences()
+        return [part for part, found in wrong.items() if found.count]
+
+    assert off_by(np.float32(2e-7)) == []
+    assert "scale" in off_by(np.float32(1e-5))

@@ -56,27 +56,22 @@ every_layout = pytest.mark.parametrize(("bits", "layout"), PLAIN + MIXED, ids=na
 
 def words_of(row, bits, layout):
     """Write the codes of a row as strings of bits, and read words from them."""
-    row, size = [int(code) for code in row], layout.word
-    each = size // bits
+    size, each = layout.word, layout.word // bits
+    texts = [f"{code:0{bits}b}" for code in row]
     if layout.interleave or not layout.dense:
-        row += [0] * (-len(row) % each)
-        runs = [row[i : i + each] for i in range(0, len(row), each)]
-        runs = [[run[j] for j in layout.interleave or range(each)] for run in runs]
+        texts += ["0" * bits] * (-len(texts) % each)
+        runs = [texts[i : i + each] for i in range(0, len(texts), each)]
+        runs = [[run[i] for i in layout.interleave or range(each)] for run in runs]
+        # The highest bits of a word are not used.
+        words = ["".join(run if layout.order == "msb" else run[::-1]).zfill(size) for run in runs]
+    elif layout.order == "msb":
+        text = "".join(texts)
+        text += "0" * (-len(text) % size)
+        words = [text[i : i + size] for i in range(0, len(text), size)]
     else:
-        runs = [row]
-    words = []
-    for run in runs:
-        text = [f"{code:0{bits}b}" for code in run]
-        if layout.order == "lsb":
-            text = "".join(reversed(text))
-            text = "0" * (-len(text) % size) + text
-            words += [text[i : i + size] for i in reversed(range(0, len(text), size))]
-        elif len(runs) > 1 or len(text) == each:  # the unused bits of one word are its highest
-            words.append("".join(text).zfill(size))
-        else:
-            text = "".join(text)
-            text += "0" * (-len(text) % size)
-            words += [text[i : i + size] for i in range(0, len(text), size)]
+        text = "".join(texts[::-1])
+        text = "0" * (-len(text) % size) + text
+        words = [text[i : i + size] for i in range(0, len(text), size)][::-1]
     numbers = [int(word, 2) for word in words]
     if layout.centred:
         return [number - 128 for number in numbers]
@@ -162,13 +157,14 @@ def test_every_byte_value_in_every_place_of_a_word(bits, order, xp):
     assert_same(pack(codes, bits, layout, xp), data, xp)
 
 
-@pytest.mark.parametrize("centred", [False, True])
-def test_unused_bits_are_zero_and_are_not_read(centred, xp):
-    layout = Packing(dense=False, centred=centred)
-    codes = np.arange(64, dtype=np.uint8).reshape(8, 8) % 8
+@pytest.mark.parametrize("options", [{}, {"centred": True}, {"word": 32}], ids=str)
+@pytest.mark.parametrize("order", ORDERS)
+def test_unused_bits_are_not_read(order, options, xp):
+    layout = Packing(order, dense=False, **options)
+    codes = random_codes(3, (8, 20))
     data = expected_words(codes, 3, layout)
-    data = (data.astype(np.int16) + 0xC0).astype(data.dtype) if not centred else data + 64
-    assert_same(unpack(to_backend(data, xp), 3, layout, 8, xp), codes, xp)
+    data ^= np.asarray(-1 << packing.unit(3, layout) * 3).astype(data.dtype)
+    assert_same(unpack(to_backend(data, xp), 3, layout, 20, xp), codes, xp)
 
 
 @pytest.mark.parametrize(("bits", "layout"), [*MIXED, *TRANSPOSED], ids=name_of)
@@ -372,7 +368,8 @@ def layouts(draw):
     transpose = draw(st.sampled_from(["no", "words", "codes"]))
     centred = word == 8 and draw(st.booleans())
     order = draw(st.sampled_from(ORDERS))
-    return bits, Packing(order, word, dense, False, interleave, transpose, centred)
+    shape = {"interleave": interleave, "transpose": transpose, "centred": centred}
+    return bits, Packing(order, word, dense, **shape)
 
 
 @pytest.mark.backend_independent
