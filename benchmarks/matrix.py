@@ -1,14 +1,19 @@
-"""Print the table of schemes and backends, as Markdown: which give NumPy's very bytes.
+"""Print the exactness matrix, as Markdown: scheme x backend, and scheme x owner.
 
-    python benchmarks/matrix.py
+    python benchmarks/matrix.py [--json FILE]
 
-Every scheme that `quantarray.schemes()` lists is run on every backend installed here, eagerly and,
-for JAX, compiled, over inputs that can tell backends apart. A cell is "=" where all stored arrays
-and all decoded values have the bits of the NumPy reference, or the number of arrays that differ.
+"=" where no byte differs. On a backend: from the NumPy reference, in all stored arrays and decoded
+values, over inputs that can tell backends apart; JAX eager and compiled. From the owner of a
+format: in every part that it has, over the inputs and records of `tests/oracles.py`; what is known
+to deviate is counted, and explained below the table. `nox -s matrix` installs all of it.
 """
 
+import argparse
 import itertools
+import json
+import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,12 +21,12 @@ import numpy as np
 import quantarray as qa
 from quantarray import _xp
 
-BLOCKS: tuple[dict[str, Any], ...] = (
-    {},
-    {"channel_axis": 0},
-    {"group_size": 32},
-    {"block": (8, 12)},
-)
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+from oracles import INPUTS, ORACLES, Oracle, cases, missing
+
+BLOCKS: tuple[dict[str, Any], ...] = ({}, {"channel_axis": 0}, {"group_size": 32})
+# Beyond this, some scales of the schemes overflow.
+REACH = np.float32(1e38)
 
 
 def inputs() -> Iterator[np.ndarray[Any, Any]]:
@@ -36,7 +41,7 @@ def inputs() -> Iterator[np.ndarray[Any, Any]]:
     odd[4:8] *= np.float32(1e-37)
     odd[8:12] *= np.float32(1e-30)
     odd[12:16] *= np.float32(1e30)
-    odd[16, :2] = 3.4e38, -3.4e38
+    odd[16, :2] = REACH, -REACH
     yield odd
 
 
@@ -73,14 +78,69 @@ def columns() -> dict[str, tuple[str, Callable[[Any], Any]]]:
     return ways
 
 
+def against_owner(oracle: Oracle) -> dict[str, Any]:
+    """Count the elements compared with the owner of a format, those that differ, and why."""
+    compared, unexplained, explained = 0, 0, dict.fromkeys((d.why for d in oracle.deviations), 0)
+    for case in itertools.chain.from_iterable(cases(oracle, name) for name in INPUTS):
+        for part, found in case.differences().items():
+            compared += found.size
+            known = [d for d in oracle.deviations if d.covers(case, part)]
+            if known:
+                explained[known[0].why] += found.count
+            else:
+                unexplained += found.count
+    return {"compared": compared, "differ": unexplained, "explained": explained}
+
+
+def measure() -> Iterator[dict[str, Any]]:
+    """Give a record for each scheme."""
+    ways, absent = columns(), missing()
+    for oracle in ORACLES:
+        record: dict[str, Any] = {"scheme": oracle.scheme, "owner": oracle.owner}
+        if oracle.owner not in absent:
+            record |= against_owner(oracle)
+        record["backends"] = {title: differing(oracle.scheme, *way) for title, way in ways.items()}
+        print(f"\r{oracle.scheme:24}", end="", file=sys.stderr, flush=True)
+        yield record
+    print(file=sys.stderr)
+
+
+def markdown(records: list[dict[str, Any]]) -> str:
+    """Lay the records out as a table, with notes."""
+    titles = list(records[0]["backends"])
+    lines = ["| scheme | owner | owner's bytes | " + " | ".join(titles) + " |"]
+    lines.append("|---" * (3 + len(titles)) + "|")
+    notes: dict[str, list[str]] = {}
+    for record in records:
+        owner = "not installed"
+        if "compared" in record:
+            owner = str(record["differ"] or "=")
+            for why, count in record["explained"].items():
+                if not count:
+                    continue
+                notes.setdefault(why, []).append(f"`{record['scheme']}` {count:,}")
+                owner += f" [{list(notes).index(why) + 1}]"
+        whose = "formula" if record["owner"] == "numpy" else record["owner"]
+        cells = [str(count or "=") for count in record["backends"].values()]
+        lines.append("| " + " | ".join([f"`{record['scheme']}`", whose, owner, *cells]) + " |")
+    total = sum(record.get("compared", 0) for record in records)
+    lines.append(
+        f"\n{total:,} elements were compared with owners. Elements that differ, and why:\n"
+    )
+    for number, (why, where) in enumerate(notes.items(), 1):
+        lines.append(f"{number}. {why}: {', '.join(where)}.")
+    return "\n".join(lines)
+
+
 def main() -> None:
     """Print the table."""
-    ways = columns()
-    print("| scheme |", " | ".join(f"{title}" for title in ways), "|")
-    print("|---|" + "---|" * len(ways))
-    for scheme in qa.schemes():
-        counts = [differing(scheme, *way) for way in ways.values()]
-        print(f"| `{scheme}` |", " | ".join(str(count) if count else "=" for count in counts), "|")
+    parser = argparse.ArgumentParser(description="Print the exactness matrix, as Markdown.")
+    parser.add_argument("--json", metavar="FILE", type=Path, help="write the records there too")
+    arguments = parser.parse_args()
+    records = list(measure())
+    if arguments.json:
+        arguments.json.write_text(json.dumps(records, indent=1) + "\n")
+    print(markdown(records))
 
 
 if __name__ == "__main__":

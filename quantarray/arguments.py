@@ -46,6 +46,12 @@ def check_codes(operation: str, codes: Array, element: NumberFormat) -> Namespac
     return xp
 
 
+def shape(operation: str, sizes: Any) -> tuple[int, ...]:
+    """Give a shape as a tuple; a single size is that of one axis."""
+    several = sizes if isinstance(sizes, tuple | list) else (sizes,)
+    return tuple(integer(operation, "shape", size, 0, 1 << 62) for size in several)
+
+
 def float_dtype(operation: str, dtype: Any, xp: Namespace) -> Any:
     """Give a namespace's floating dtype, asked for by name or as any library's dtype."""
     name = dtype if isinstance(dtype, str) else _name_of(dtype)

@@ -5,29 +5,15 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
-from quantarray import _xp, arguments, codec, decoder, indexing, packing, scales, storage
+from quantarray import _xp, arguments, decoder, indexing, native, overrides, repack, scales, storage
 from quantarray._xp import Array, Namespace
 from quantarray.arithmetic import working_dtype
-from quantarray.blocks import Blocks, resolve, work_shape
-from quantarray.errors import QuantArrayError, short
-from quantarray.formats import DTYPES
-from quantarray.levels import outer_blocks
-from quantarray.parameters import Outer, float_dtype, stored_dtype
-from quantarray.scheme import Block, Scheme
+from quantarray.blocks import Blocks, from_end, of_grid
+from quantarray.errors import QuantArrayError, choice
+from quantarray.parameters import Outer
+from quantarray.parts import LEVEL, PARTS, check, from_bytes, packed_axes, part_specs, to_bytes
+from quantarray.scheme import Scheme
 from quantarray.task import Result, Task
-
-# The stored arrays by the names files give them, in that order, and the fields that hold them.
-PARTS = {
-    "data": "data",
-    "scale": "scale_data",
-    "zero_point": "zero_point",
-    "offset": "offset",
-    "global_scale": "global_scale",
-    "global_offset": "global_offset",
-}
-# Those with an entry per block of elements, and those with one per block of scales.
-PER_BLOCK = ("scale_data", "zero_point", "offset")
-GLOBAL = ("global_scale", "global_offset")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -132,7 +118,7 @@ class QuantizedArray:
     @property
     def blocks(self) -> Blocks:
         """Which elements share a scale: of the raveled array where the scheme's blocks are flat."""
-        return _blocks_of(self.scheme.block, self.shape, tuple(self.scale_data.shape))
+        return of_grid(self.scheme.block, self.shape, tuple(self.scale_data.shape))
 
     @property
     def codes(self) -> Array:
@@ -140,6 +126,41 @@ class QuantizedArray:
         xp = self._namespace
         task = self._task(xp)
         return xp.reshape(storage.unpack(self.data, task.blocks.shape, task), self.shape)
+
+    def view_native(self, part: str = "data") -> Array:
+        """Give codes in the array library's own dtype for their format.
+
+        Parameters
+        ----------
+        part : {"data", "scale_data"}
+            The codes of the elements, or those of the scales; scales that are stored as numbers are
+            given as they are.
+
+        Returns
+        -------
+        array
+            In the logical shape: of float8, float6, float4 or int4, say. NumPy and Dask have
+            those of ml_dtypes, one code in a byte; torch's ``float4_e2m1fn_x2`` has two in an
+            element, in the shape of the stored bytes. Codes of 8 or 16 bit integers are `codes`.
+            Where the library can, it is a view: no copy.
+
+        Raises
+        ------
+        QuantArrayError
+            If the library has no dtype for the format, or none for how its codes are packed.
+        """
+        choice("view_native", "part", part, ("data", "scale_data"))
+        xp, scheme, stored = self._namespace, self.scheme, self.scale_data
+        if part == "scale_data":
+            coded = scheme.scale.coded
+            return (
+                stored
+                if coded is None
+                else native.view(part, stored, coded, None, 0, lambda: stored)
+            )
+        how, work = scheme.packing if scheme.packed else None, self.blocks.shape
+        found = native.view(part, self.data, scheme.element, how, work[-1], lambda: self.codes)
+        return xp.reshape(found, self.shape) if tuple(found.shape) == work else found
 
     def dequantize(self, dtype: Any = None) -> Array:
         """Decode.
@@ -180,23 +201,15 @@ class QuantizedArray:
 
     def to_device(self, device: Any) -> Self:
         """Copy to a device of the same array library."""
+        return self._map(*[lambda part: _xp.to_device(part, device)] * 3)
 
-        def move(part: Array) -> Array:
-            return _xp.to_device(part, device)
-
-        return self._map(move, move, move)
-
-    def _map(
-        self,
-        data: Callable[[Array], Array],
-        per_block: Callable[[Array], Array],
-        outer: Callable[[Array], Array],
-    ) -> Self:
+    def _map(self, *functions: Callable[[Array], Array]) -> Self:
         """Apply functions to the stored codes, to what blocks have, to what their scales have."""
-        functions = {"data": data}
-        functions |= dict.fromkeys(PER_BLOCK, per_block) | dict.fromkeys(GLOBAL, outer)
-        fields = [field for field in functions if getattr(self, field) is not None]
-        return replace(self, **{f: functions[f](getattr(self, f)) for f in fields})
+        fields = {field: getattr(self, field) for field in LEVEL}
+        return replace(
+            self,
+            **{f: functions[LEVEL[f]](part) for f, part in fields.items() if part is not None},
+        )
 
     def parts(self) -> dict[str, Array]:
         """Give the stored arrays by name, without those that the scheme has not."""
@@ -229,18 +242,80 @@ class QuantizedArray:
         QuantArrayError
             If a part is missing, not expected, or not of its shape and dtype.
         """
-        specs = part_specs(scheme, shape, dtype_name)
-        found = {k: (tuple(part.shape), _xp.dtype_name(part.dtype)) for k, part in parts.items()}
-        for k in {**specs, **found}:
-            if found.get(k) != specs.get(k):
-                raise QuantArrayError(
-                    f"QuantizedArray: part {k!r}: {found.get(k)}: expected {specs.get(k)}"
-                )
+        check(parts, part_specs(scheme, shape, dtype_name))
         outer = None
         if "global_scale" in parts:
             outer = Outer(parts["global_scale"], parts.get("global_offset"))
         found_parts = (parts["data"], parts["scale"], parts.get("zero_point"), parts.get("offset"))
         return make(Result(*found_parts, outer), scheme, shape, dtype_name)
+
+    def to_bytes(self) -> bytes:
+        """Give the bytes of all parts, in the order of `parts`: C order, little-endian."""
+        return to_bytes(self.parts())
+
+    @staticmethod
+    def from_bytes(
+        data: Any, scheme: str | Scheme, shape: tuple[int, ...], dtype: Any = "float32"
+    ) -> "QuantizedArray":
+        """Build from the bytes that `to_bytes` gives.
+
+        Parameters
+        ----------
+        data : bytes-like
+            The bytes of all parts; they are copied.
+        scheme : str or Scheme
+            What the codes mean.
+        shape : tuple of int
+            The logical shape.
+        dtype : dtype or str
+            The dtype that was quantized.
+
+        Returns
+        -------
+        QuantizedArray
+            Of NumPy arrays.
+
+        Raises
+        ------
+        QuantArrayError
+            If the number of bytes is not that of such an array, or an argument is not of these.
+        """
+        chosen, sizes = overrides.scheme(scheme), arguments.shape("from_bytes", shape)
+        chosen = replace(chosen, block=from_end("from_bytes", chosen.block, sizes))
+        name = _xp.dtype_name(arguments.float_dtype("from_bytes", dtype, _xp.load("numpy")))
+        parts = from_bytes(data, part_specs(chosen, sizes, name))
+        return QuantizedArray.from_parts(parts, chosen, sizes, name)
+
+    def repack(self, scheme: str | Scheme) -> "QuantizedArray":
+        """Store the same codes as another scheme does, without quantizing again.
+
+        The blocks stay as they are; flat blocks and groups along the last axis are the same blocks
+        where rows hold whole ones. Codes gain or lose the half range that makes them unsigned, and
+        zero points with them; a zero point becomes a float offset, or the reverse, where their
+        product with the scale is exact. Every scale and zero must be one that the scheme can store.
+
+        Parameters
+        ----------
+        scheme : str or Scheme
+            A name that `schemes()` lists, or what `scheme()` made of one. How it would round
+            elements, derive scales, and choose blocks does not matter.
+
+        Returns
+        -------
+        QuantizedArray
+            It decodes to the same bits; where an offset came or went, to the same real numbers
+            before rounding.
+
+        Raises
+        ------
+        QuantArrayError
+            If the scheme cannot hold the same numbers, saying what and how many; or if that depends
+            on values, and they are traced or lazy.
+        """
+        task = self._task(self._namespace)
+        stored = Result(self.data, self.scale_data, self.zero_point, self.offset, self._outer)
+        result, chosen = repack.repack(stored, task, scheme, self.shape)
+        return make(result, chosen, self.shape, self.dtype_name)
 
     def __getitem__(self, key: Any) -> "QuantizedArray":
         """Index along leading axes with integers and slices, where blocks allow.
@@ -289,25 +364,6 @@ class QuantizedArray:
         )
 
 
-def _blocks_of(block: Block, shape: tuple[int, ...], grid: tuple[int, ...]) -> Blocks:
-    """Find the blocks from the shapes that are there, which vmap or scan may have changed."""
-    if block.flat is not None or not shape:
-        return resolve("dequantize", block, shape)
-    named = {axis + len(shape): extent for axis, extent in block.axes}
-    extents = [
-        1 if count == size else size if count == 1 else named.get(axis, size)
-        for axis, (size, count) in enumerate(zip(shape, grid, strict=True))
-    ]
-    return Blocks(shape, tuple(max(1, extent) for extent in extents))
-
-
-def packed_axes(scheme: Scheme) -> int:
-    """Tell how many of the last axes of stored codes are not those of the array."""
-    if not scheme.packed:
-        return 0
-    return 1 if scheme.packing.transpose == "no" else 2
-
-
 def make(
     stored: Result,
     scheme: Scheme,
@@ -331,56 +387,3 @@ def make(
         tail,
         dtype_name,
     )
-
-
-def part_specs(
-    scheme: Scheme, shape: tuple[int, ...], dtype_name: str
-) -> dict[str, tuple[tuple[int, ...], str]]:
-    """Give the shape and dtype name of every stored array, before anything is quantized.
-
-    Parameters
-    ----------
-    scheme : Scheme
-        The scheme.
-    shape : tuple of int
-        The logical shape.
-    dtype_name : str
-        The dtype to be quantized.
-
-    Returns
-    -------
-    dict
-        Part name to (shape, dtype name).
-
-    Raises
-    ------
-    QuantArrayError
-        If the scheme does not fit the shape, or the dtype is not floating.
-    """
-    if dtype_name not in DTYPES:
-        raise QuantArrayError(
-            f"QuantizedArray: dtype {short(dtype_name)}: expected {', '.join(DTYPES)}"
-        )
-    element = scheme.element
-    work = work_shape(scheme.block, shape)
-    grid = resolve("QuantizedArray", scheme.block, shape).grid
-    grid = grid if shape or scheme.block.flat is not None else ()
-    data, dtype = shape, codec.code_dtype(element)
-    if scheme.packed:
-        data = packing.packed_shape(work, element.bits, scheme.packing)
-        dtype = packing.word_dtype(scheme.packing)
-    specs = {
-        "data": (data, dtype),
-        "scale": (grid, stored_dtype(scheme, dtype_name)),
-    }
-    if scheme.scale.outer is not None:
-        working = working_dtype(dtype_name)
-        outer_grid = outer_blocks(scheme, grid).grid
-        specs["global_scale"] = (outer_grid, working)
-        if scheme.scale.outer.zero == "mean":
-            specs["global_offset"] = ((1,) * max(1, len(grid)), working)
-    if scheme.zero_kind == "point":
-        specs["zero_point"] = (grid, codec.code_dtype(element))
-    if scheme.zero_kind == "offset":
-        specs["offset"] = (grid, float_dtype(scheme, dtype_name))
-    return specs

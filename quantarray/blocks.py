@@ -141,6 +141,18 @@ def resolve(operation: str, block: Block, shape: tuple[int, ...]) -> Blocks:
     return Blocks(shape, clamped) if shape else Blocks((1,), (1,))
 
 
+def of_grid(block: Block, shape: tuple[int, ...], grid: tuple[int, ...]) -> Blocks:
+    """Find the blocks from the shapes that are there, which vmap or scan may have changed."""
+    if block.flat is not None or not shape:
+        return resolve("dequantize", block, shape)
+    named = {axis + len(shape): extent for axis, extent in block.axes}
+    extents = [
+        1 if count == size else size if count == 1 else named.get(axis, size)
+        for axis, (size, count) in enumerate(zip(shape, grid, strict=True))
+    ]
+    return Blocks(shape, tuple(max(1, extent) for extent in extents))
+
+
 def _clamp(extent: int, size: int) -> int:
     return max(1, size if extent == -1 else min(extent, size))
 

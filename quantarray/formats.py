@@ -278,3 +278,11 @@ def number_format(name: str) -> NumberFormat:
             f"number format: {short(name)} is not known; known: {', '.join(FORMATS)}"
         )
     return FORMATS[name]
+
+
+def format_name(element: NumberFormat) -> str:
+    """Give the name of a number format, or what it is if it has none."""
+    if isinstance(element, Codebook):
+        return element.name
+    known: dict[str, NumberFormat] = {**FORMATS, **DTYPES}
+    return next((name for name, format_ in known.items() if format_ == element), short(element))

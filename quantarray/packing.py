@@ -87,7 +87,7 @@ def pack(codes: Array, bits: int, packing: Packing, xp: Namespace) -> Array:
         data = _cut(data, count)
     if packing.centred:
         data = xp.astype(xp.astype(data, xp.int16) - 128, xp.int8)
-    return xp.matrix_transpose(data) if packing.transpose == "words" else data
+    return _transposed(data, xp) if packing.transpose == "words" else data
 
 
 def unpack(data: Array, bits: int, packing: Packing, count: int, xp: Namespace) -> Array:
@@ -124,7 +124,7 @@ def unpack(data: Array, bits: int, packing: Packing, count: int, xp: Namespace) 
     if packing.word == 32:
         data = _split(data, packing, xp)
     codes = _cut(_read_bytes(data, bits, packing, count, xp), count)
-    return xp.matrix_transpose(codes) if packing.transpose == "codes" else codes
+    return _transposed(codes, xp) if packing.transpose == "codes" else codes
 
 
 def _is_gapless(bits: int, packing: Packing) -> bool:
@@ -255,6 +255,11 @@ def _check_axes(shape: Shape, packing: Packing) -> None:
             f"Packing: transpose={packing.transpose!r}: array of shape {tuple(shape)}: "
             "expected at least 2 axes"
         )
+
+
+def _transposed(x: Array, xp: Namespace) -> Array:
+    """Exchange the last two axes, in memory too."""
+    return _xp.contiguous(xp.matrix_transpose(x), xp)
 
 
 def _exchanged(shape: Shape) -> Shape:

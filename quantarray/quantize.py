@@ -8,9 +8,9 @@ from quantarray import _xp, arguments, blocks, overrides, pipeline, scales
 from quantarray._xp import Array
 from quantarray.array import QuantizedArray, make
 from quantarray.blocks import Blocks
-from quantarray.errors import QuantArrayError, choice, integer, short
+from quantarray.errors import QuantArrayError, choice, short
 from quantarray.formats import LARGEST, SMALLEST_NORMAL, Integer
-from quantarray.parameters import Parameters
+from quantarray.parameters import Parameters, nan_of
 from quantarray.scheme import Scheme
 from quantarray.task import Result, Task
 
@@ -89,6 +89,7 @@ def quantize(
             )
         chosen = replace(chosen, block=override)
     choice("quantize", "nonfinite", nonfinite, arguments.NONFINITE)
+    _check_scheme(chosen, nonfinite)
     key = arguments.check_key("quantize", chosen.rounding.mode, key)
     dtype_name = _xp.dtype_name(x.dtype)
     chosen, found = _blocks("quantize", chosen, tuple(x.shape))
@@ -105,6 +106,19 @@ def quantize(
         task = _with_given("quantize", task, scale, zero_point, offset, x)
     stored = pipeline.quantize(x if x.shape == found.shape else xp.reshape(x, found.shape), task)
     return _contain(stored, task, tuple(x.shape), dtype_name)
+
+
+def _check_scheme(scheme: Scheme, nonfinite: str) -> None:
+    if scheme.zero == "mean":
+        raise QuantArrayError(
+            f"quantize: scheme {scheme.name}: zero='mean' is for arrays of scales: "
+            "expected 'offset', or none"
+        )
+    if nonfinite == "propagate" and nan_of(scheme) is None:
+        raise QuantArrayError(
+            f"quantize: nonfinite='propagate': {scheme.name} stores no NaN for a scale: "
+            "expected 'raise' or 'saturate'"
+        )
 
 
 def _blocks(operation: str, scheme: Scheme, shape: tuple[int, ...]) -> tuple[Scheme, Blocks]:
@@ -316,8 +330,7 @@ def from_codes(
     chosen = overrides.scheme(scheme)
     xp = arguments.check_codes("from_codes", codes, chosen.element)
     if shape is not None:
-        sizes = shape if isinstance(shape, tuple | list) else (shape,)
-        shape = tuple(integer("from_codes", "shape", size, 0, 1 << 62) for size in sizes)
+        shape = arguments.shape("from_codes", shape)
         if math.prod(shape) != math.prod(codes.shape):
             raise QuantArrayError(
                 f"from_codes: shape={shape}: codes has shape {tuple(codes.shape)}"

@@ -1,8 +1,9 @@
 """The form in which codes are stored: as they are, or packed."""
 
 from quantarray import _xp, codec, packing
-from quantarray._xp import Array
-from quantarray.formats import Integer
+from quantarray._xp import Array, Namespace
+from quantarray.formats import Integer, NumberFormat
+from quantarray.scheme import Packing
 from quantarray.task import Task
 
 
@@ -24,14 +25,30 @@ def to_rows(codes: Array, task: Task) -> Array:
     if not task.scheme.packed:
         return codes
     xp, bits = task.xp, task.element.bits
-    wide = xp.astype(codes, xp.int16) if bits == 8 else codes
-    fields = wide & ((1 << bits) - 1)
-    if task.scheme.packing.excess:
-        fields = fields ^ (1 << (bits - 1))
-    fields = xp.astype(fields, xp.uint8, copy=False)
+    fields = to_fields(codes, bits, task.scheme.packing, xp)
     if task.scheme.packing.padding == "value":
         fields = _fill_up(fields, task)
     return packing.pack(fields, bits, task.scheme.packing, xp) if task.in_rows else fields
+
+
+def to_fields(codes: Array, bits: int, how: Packing, xp: Namespace) -> Array:
+    """Give the bits of codes that are to be packed, as uint8."""
+    wide = xp.astype(codes, xp.int16) if bits == 8 else codes
+    fields = wide & ((1 << bits) - 1)
+    if how.excess:
+        fields = fields ^ (1 << (bits - 1))
+    return xp.astype(fields, xp.uint8, copy=False)
+
+
+def from_fields(fields: Array, element: NumberFormat, how: Packing, xp: Namespace) -> Array:
+    """Give the codes of an element whose bits these are."""
+    half = 1 << (element.bits - 1)
+    if how.excess:
+        fields = fields ^ half
+    if not isinstance(element, Integer) or not element.signed:
+        return fields
+    wide = xp.astype(fields, xp.int8 if element.bits < 8 else xp.int16)
+    return xp.astype((wide ^ half) - half, xp.int8, copy=False)
 
 
 def _fill_up(fields: Array, task: Task) -> Array:
@@ -83,11 +100,5 @@ def unpack(data: Array, shape: tuple[int, ...], task: Task) -> Array:
         return data
     xp, element = task.xp, task.element
     count = shape[-2 if task.scheme.packing.transpose == "codes" else -1]
-    codes = packing.unpack(data, element.bits, task.scheme.packing, count, xp)
-    if not isinstance(element, Integer) or not element.signed:
-        return codes
-    half = 1 << (element.bits - 1)
-    if task.scheme.packing.excess:
-        codes = codes ^ half
-    wide = xp.astype(codes, xp.int8 if element.bits < 8 else xp.int16)
-    return xp.astype((wide ^ half) - half, xp.int8, copy=False)
+    fields = packing.unpack(data, element.bits, task.scheme.packing, count, xp)
+    return from_fields(fields, element, task.scheme.packing, xp)

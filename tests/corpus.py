@@ -118,6 +118,14 @@ def corpus(dtype="float32"):
     return x
 
 
+# One of each way to derive scales, zeros and codes that the first native presets have not.
+OTHERS = (
+    *("ternary", "binary", "nvfp4", "onnx:float4e2m1", "torchao:uint4", "torchao:mxfp4"),
+    *("torchao:nvfp4", "ct:int4_asymmetric", "ct:nvfp4", "bnb:fp4", "bnb:nf4_nested", "bnb:int8"),
+    *("bnb:int8_rows", "mlx:affine3", "st:int8", "st:binary", "faiss:sq4"),
+)
+
+
 def reached(scheme):
     """Give the cases of the corpus whose elements the scales of a preset can reach."""
     x = corpus()

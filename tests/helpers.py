@@ -6,7 +6,7 @@ import array_api_compat
 import numpy as np
 import pytest
 
-from quantarray import _xp
+from quantarray import QuantizedArray, _xp
 
 # The backend of this session, or None: every CPU backend that is installed here.
 SESSION = os.environ.get("QUANTARRAY_BACKEND") or None
@@ -63,6 +63,12 @@ def to_backend(x, xp):
     if name == "array_api_strict":
         return xp.asarray(x, device=device_of(xp))
     return _xp.from_numpy(np.asarray(x), xp)
+
+
+def moved(q, xp):
+    """Copy a quantized array of NumPy to a backend."""
+    parts = {name: to_backend(part, xp) for name, part in q.parts().items()}
+    return QuantizedArray.from_parts(parts, q.scheme, q.shape, q.dtype_name)
 
 
 def to_numpy(*arrays):

@@ -6,11 +6,19 @@ import pickle
 
 import numpy as np
 import pytest
-from helpers import SESSION, assert_same, assert_same_quantized, device_of, to_backend, to_numpy
+from helpers import (
+    SESSION,
+    assert_same,
+    assert_same_quantized,
+    device_of,
+    moved,
+    to_backend,
+    to_numpy,
+)
 
 import quantarray as qa
 from quantarray import QuantArrayError, _xp
-from quantarray.array import part_specs
+from quantarray.parts import part_specs
 from quantarray.scheme import Packing
 
 # The container is the same Python everywhere; JAX compiles anew for every shape.
@@ -30,12 +38,6 @@ def numbered(*shape):
     """Give values whose codes all differ from block to block."""
     x = np.random.default_rng(6).standard_normal(shape).astype(np.float32)
     return x + np.arange(np.prod(shape), dtype=np.float32).reshape(shape) / 7
-
-
-def moved(q, xp):
-    """Give a quantized array of NumPy to a backend."""
-    parts = {name: to_backend(part, xp) for name, part in q.parts().items()}
-    return qa.QuantizedArray.from_parts(parts, q.scheme, q.shape, q.dtype_name)
 
 
 def assert_same_parts(q, reference, xp):

@@ -5,7 +5,7 @@ The reference itself is held against an independent oracle in test_backends_orac
 
 import numpy as np
 import pytest
-from corpus import CHOICES, HELD, KINDS, SHAPES, corpus, poisoned, reached, shaped
+from corpus import CHOICES, HELD, KINDS, OTHERS, SHAPES, corpus, poisoned, reached, shaped
 from helpers import (
     DTYPES,
     LAYOUTS,
@@ -43,13 +43,15 @@ def check(x, xp, scheme, kind, dtypes=("float32",), **options):
     return q
 
 
-@pytest.mark.parametrize("kind", ["own", "column of case", "ragged group", "flat"])
+@pytest.mark.parametrize("kind", ["own", "ragged group"])
 @pytest.mark.parametrize("scheme", qa.schemes())
 def test_every_preset(xp, scheme, kind):
-    if kind == "flat" and qa.scheme(scheme).packing.transpose != "no":
-        with pytest.raises(qa.QuantArrayError, match="flat blocks have no axes to transpose"):
-            quantize(to_backend(corpus(), xp), scheme, kind)
-        return
+    check(reached(scheme), xp, scheme, kind)
+
+
+@pytest.mark.parametrize("kind", ["column of case", "flat"])
+@pytest.mark.parametrize("scheme", OTHERS)
+def test_other_presets_in_other_blocks(xp, scheme, kind):
     check(reached(scheme), xp, scheme, kind)
 
 
@@ -57,6 +59,14 @@ def test_every_preset(xp, scheme, kind):
 @pytest.mark.parametrize("scheme", FEW + MX)
 def test_every_block(xp, scheme, kind):
     check(corpus(), xp, scheme, kind)
+
+
+@pytest.mark.parametrize("scheme", ["torchao:int8", "ct:int4_asymmetric", "mlx:affine4"])
+def test_arithmetic_in_the_dtype_of_the_input(xp, float_dtype, scheme):
+    x = corpus(float_dtype)[:7]  # what the scales reach
+    q = qa.quantize(to_backend(x, xp), scheme, group_size=20)
+    assert_same_quantized(q, qa.quantize(x, scheme, group_size=20), xp, dtypes=[float_dtype])
+    assert _xp.dtype_name(q.scale_data.dtype) == float_dtype
 
 
 @pytest.mark.parametrize("kind", BLOCKS)

@@ -7,8 +7,8 @@ a test runs on JAX (jit, and what is no array is static) or on Dask (computing r
 import numpy as np
 import pytest
 from array_api_extra.testing import lazy_xp_function, patch_lazy_xp_functions
-from corpus import corpus, poisoned
-from helpers import assert_same, assert_same_quantized, to_backend
+from corpus import OTHERS, corpus, poisoned, reached
+from helpers import assert_same, assert_same_quantized, to_backend, to_numpy
 
 import quantarray as qa
 from quantarray import (
@@ -91,6 +91,24 @@ def test_quantize_and_dequantize(xp, scheme, nonfinite):
     assert_same(q.dequantize("float32"), reference.dequantize("float32"), xp)
     assert_same_quantized(q[3], reference[3], xp, dtypes=["float32"])
     assert_same(fake_quantize(to_backend(x, xp), scheme, **options), reference.dequantize(), xp)
+
+
+@pytest.mark.parametrize("scheme", OTHERS)
+def test_every_way_to_derive(xp, scheme):
+    q = quantize(to_backend(reached(scheme), xp), scheme, group_size=20)
+    reference = qa.quantize(reached(scheme), scheme, group_size=20)
+    assert_same_quantized(q, reference, xp, dtypes=["float32"])
+    assert_same(dequantize(q), reference.dequantize(), xp)
+
+
+def test_blocks_of_scales_without_a_nan_become_nan(xp):
+    """The scales of bnb:nf4_nested have none, and a lazy array cannot be refused."""
+    if _xp.backend(xp) not in ("jax", "dask"):
+        with pytest.raises(qa.QuantArrayError, match="NaN or Inf"):
+            quantize(to_backend(poisoned(), xp), "bnb:nf4_nested")
+        return
+    values = to_numpy(dequantize(quantize(to_backend(poisoned(), xp), "bnb:nf4_nested")))
+    assert np.isnan(values[np.isnan(poisoned())]).all()
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)

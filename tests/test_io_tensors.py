@@ -329,6 +329,18 @@ def test_quantize_file(tmp_path, same_file):
         np.testing.assert_allclose(item.noise, np.sum((x64 - back) ** 2), rtol=1e-12)
 
 
+@pytest.mark.parametrize("scheme", qa.schemes())
+def test_every_preset_goes_through_files(tmp_path, scheme, monkeypatch):
+    monkeypatch.setattr(importlib.import_module("quantarray.io.convert"), "_PIECE", 100)
+    x = np.random.default_rng(1).standard_normal((24, 160), dtype=np.float32)
+    io.save(tmp_path / "in", {"w": x})
+    conversion = io.quantize_file(tmp_path / "in", tmp_path / "out", qa.scheme(scheme))
+    q = qa.quantize(x, scheme)
+    same(io.load(tmp_path / "out")["w"], q)
+    noise = np.sum((x.astype(np.float64) - q.dequantize().astype(np.float64)) ** 2)
+    np.testing.assert_allclose(conversion.tensors[0].noise, noise, rtol=1e-12)
+
+
 def test_the_error_of_a_file_is_that_of_plain_numpy(tmp_path):
     source(tmp_path / "in")
     conversion = io.quantize_file(

@@ -31,8 +31,10 @@ from quantarray._xp.libraries import (
     to_numpy,
     version,
 )
+from quantarray._xp.native import native_view
 from quantarray._xp.operations import (
     clip,
+    contiguous,
     count_below,
     divide,
     extremes,
@@ -53,6 +55,7 @@ __all__ = [
     "cached",
     "clip",
     "constant",
+    "contiguous",
     "count_below",
     "device",
     "devices",
@@ -72,6 +75,7 @@ __all__ = [
     "lookup",
     "multiply",
     "namespace",
+    "native_view",
     "register_pytree",
     "round_to",
     "to_device",

@@ -146,7 +146,7 @@ def dtype(xp: Namespace, name: str) -> Any:
     """Give a namespace's dtype by name."""
     if backend(xp) in ("numpy", "jax", "dask", "cupy"):
         if name == "bfloat16":
-            return np.dtype(_ml_dtypes().bfloat16)
+            return np.dtype(ml_dtypes("bfloat16").bfloat16)
         if name == "float64" and not has_64_bits(xp):
             raise QuantArrayError("dtype float64: JAX has it only with jax_enable_x64")
         return np.dtype(name)
@@ -156,12 +156,13 @@ def dtype(xp: Namespace, name: str) -> Any:
     return found
 
 
-def _ml_dtypes() -> Any:
+def ml_dtypes(wanted: str) -> Any:
+    """Import the package that has the dtypes NumPy lacks."""
     try:
         return importlib.import_module("ml_dtypes")
     except ImportError:
         raise QuantArrayError(
-            "dtype bfloat16: NumPy has none without ml_dtypes: install quantarray[io]"
+            f"dtype {wanted}: NumPy has none without ml_dtypes: install quantarray[io]"
         ) from None
 
 
@@ -175,7 +176,7 @@ def to_numpy(x: Array) -> np.ndarray[Any, Any]:
         host = x.detach().cpu()
         if dtype_name(x.dtype) == "bfloat16":  # torch refuses to hand it to NumPy
             torch = sys.modules["torch"]
-            return host.contiguous().view(torch.int16).numpy().view(_ml_dtypes().bfloat16)  # type: ignore[no-any-return]
+            return host.contiguous().view(torch.int16).numpy().view(ml_dtypes("bfloat16").bfloat16)  # type: ignore[no-any-return]
         return host.numpy()  # type: ignore[no-any-return]
     if name == "dask":
         return to_numpy(x.compute())

@@ -2,7 +2,7 @@
 
 import sys
 
-from quantarray._xp.libraries import JAX, NUMPY, TORCH, Array, Namespace, dtype
+from quantarray._xp.libraries import JAX, NUMPY, TORCH, Array, Namespace, dtype, dtype_name
 from quantarray.formats import DTYPES
 
 
@@ -86,10 +86,22 @@ def where(condition: Array, x: Array, y: Array | float, xp: Namespace) -> Array:
     return xp.where(condition, x, y)
 
 
+def contiguous(x: Array, xp: Namespace) -> Array:
+    """Copy an array whose elements do not lie in C order, in libraries that have strides."""
+    if xp.__name__ == NUMPY:
+        return xp.ascontiguousarray(x)
+    return x.contiguous() if xp.__name__ == TORCH else x
+
+
 def round_to(x: Array, name: str, xp: Namespace) -> Array:
     """Round float32 or float64 numbers to what a narrower dtype holds, keeping their dtype."""
     if xp.__name__ == JAX:  # XLA takes a cast to a narrower dtype and back for no operation
         format_ = DTYPES[name]
         lax = sys.modules["jax"].lax
-        return lax.reduce_precision(x, format_.exponent, format_.mantissa)
+        normal = lax.reduce_precision(x, format_.exponent, format_.mantissa)
+        if format_.smallest_normal == DTYPES[dtype_name(x.dtype)].smallest_normal:
+            return normal
+        step = format_.magnitude(1)  # of subnormal numbers, for which it gives 0
+        low = xp.abs(x) < format_.smallest_normal
+        return xp.where(low, xp.round(xp.where(low, x, 0) / step) * step, normal)
     return xp.astype(xp.astype(x, dtype(xp, name)), x.dtype)

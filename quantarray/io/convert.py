@@ -20,6 +20,7 @@ from quantarray.io.escape import escape
 from quantarray.io.files import Path
 from quantarray.io.layout import Entry
 from quantarray.io.tensors import Stored, TensorFile
+from quantarray.parts import packed_axes
 from quantarray.quantize import quantize
 from quantarray.scheme import Scheme
 
@@ -174,9 +175,15 @@ def _powers(x: NDArray[Any], q: QuantizedArray) -> tuple[float, float]:
     """Sum the squares of an array and of its error in float64, a few rows at a time."""
     signal = noise = 0.0
     rows = max(1, _PIECE * len(x) // max(x.size, 1))
+    extent = q.blocks.extents[0]
+    # Rows of some layouts, and of blocks that do not follow them, are not to be had one by one.
+    apart = q.scheme.block.flat is None and packed_axes(q.scheme) < q.ndim
+    whole = None if apart and extent in (1, len(x)) else q.dequantize()
     for start in range(0, len(x), rows):
-        piece = x[start : start + rows].astype(np.float64)
-        error = piece - q[start : start + rows].dequantize().astype(np.float64)
+        some = slice(start, start + rows)
+        piece = x[some].astype(np.float64)
+        decoded = q[some].dequantize() if whole is None else whole[some]
+        error = piece - decoded.astype(np.float64)
         signal += float(np.vdot(piece, piece))
         noise += float(np.vdot(error, error))
     return signal, noise

@@ -12,11 +12,11 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from quantarray.array import part_specs
 from quantarray.blocks import from_end
 from quantarray.io.dtypes import DTYPES, NUMPY_NAMES, Spec, parse_spec
 from quantarray.io.escape import escape
 from quantarray.io.safetensors import loads
+from quantarray.parts import part_specs
 from quantarray.scheme import Scheme
 
 KEY = "quantarray"
