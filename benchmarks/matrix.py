@@ -22,7 +22,8 @@ import quantarray as qa
 from quantarray import _xp
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-from oracles import INPUTS, ORACLES, Oracle, cases, missing
+from oracle_inputs import INPUTS
+from oracles import ORACLES, Oracle, cases, missing
 
 BLOCKS: tuple[dict[str, Any], ...] = ({}, {"channel_axis": 0}, {"group_size": 32})
 # Beyond this, some scales of the schemes overflow.

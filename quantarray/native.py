@@ -47,9 +47,7 @@ def view(
     QuantArrayError
         If the library has no such dtype, or none for codes that are packed in this way.
     """
-    xp, name = _xp.namespace(data), format_name(element)
-    if isinstance(element, Integer) and element.plain:  # a narrow one has the dtype of all codes
-        name = f"{'' if element.signed else 'u'}int{element.bits}"
+    xp, name = _xp.namespace(data), _name_of(element)
     if name in _CODES:
         return codes()
     packed = data if packing == Packing() else None
@@ -63,3 +61,10 @@ def view(
             f"use .{'codes' if part == 'data' else 'scale'}"
         )
     return found
+
+
+@_xp.constant
+def _name_of(element: NumberFormat) -> str:
+    if isinstance(element, Integer) and element.plain:  # a narrow one has the dtype of all codes
+        return f"{'' if element.signed else 'u'}int{element.bits}"
+    return format_name(element)

@@ -38,7 +38,7 @@ def as_values(
     """Give the scales, in the dtype of the arithmetic, that are stored as they are or as codes."""
     coded = scheme.scale.coded
     if coded is None:
-        return xp.astype(stored, _xp.dtype(xp, dtype), copy=False)
+        return _xp.cast(stored, dtype, xp)
     values = codec.to_values(stored, coded, dtype, xp)
     return values if outer is None else levels.effective(values, outer, scheme, xp)
 
@@ -46,7 +46,7 @@ def as_values(
 def as_stored(scale: Array, scheme: Scheme, dtype: str, xp: Namespace) -> Array:
     """Give the stored form of scales: the nearest there is."""
     if scheme.scale.coded is None:
-        return xp.astype(scale, _xp.dtype(xp, stored_dtype(scheme, dtype)), copy=False)
+        return _xp.cast(scale, stored_dtype(scheme, dtype), xp)
     return codec.to_codes(scale, scheme.scale.coded, "half_even", None, xp)
 
 
@@ -126,8 +126,11 @@ def derive(
     least, most = least_scale(rule, math_), math_.limit
     if isinstance(rule.format, Float):
         least, most = max(least, rule.format.magnitude(1)), min(most, rule.format.max)
-    scale = math_.flush(_xp.clip(scale, least, most, xp))
-    nothing = (extent < math_.tiny) | (scale == 0)
+    scale = _xp.clip(scale, least, most, xp)
+    nothing = extent < math_.tiny
+    if least < math_.tiny:
+        scale = math_.flush(scale)
+        nothing = nothing | (scale == 0)
     scale = _xp.where(nothing, zero_block_scale(rule, math_), scale, xp)
     offset = None
     if scheme.zero == "edge":

@@ -1,7 +1,7 @@
 """What the pipeline is told, and what it gives."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from quantarray import _xp, packing
 from quantarray._xp import Array, Namespace
@@ -13,6 +13,9 @@ from quantarray.scheme import Rounding, Scheme
 
 # Elements of a piece: its float32 temporaries are 1 MiB each.
 PIECE = 1 << 18
+
+
+_DEFAULT = Rounding()
 
 
 @dataclass(frozen=True)
@@ -30,18 +33,18 @@ class Task:
     given: Parameters | None = None
     # Whether values can be looked at: not while traced, compiled, or lazy.
     concrete: bool = True
+    # What the scheme's steps are computed with.
+    arithmetic: Arithmetic = field(init=False)
+
+    def __post_init__(self) -> None:
+        working = working_dtype(self.dtype)
+        rounded = self.dtype if self.scheme.arithmetic == "input" else working
+        object.__setattr__(self, "arithmetic", Arithmetic(working, rounded, self.xp))
 
     @property
     def element(self) -> NumberFormat:
         """The element format."""
         return self.scheme.element
-
-    @property
-    def arithmetic(self) -> Arithmetic:
-        """What the scheme's steps are computed with."""
-        working = working_dtype(self.dtype)
-        rounded = self.dtype if self.scheme.arithmetic == "input" else working
-        return Arithmetic(working, rounded, self.xp)
 
     @property
     def in_rows(self) -> bool:
@@ -76,14 +79,14 @@ class Task:
             and self.nonfinite == "raise"
             and self.key is None
             and (rule.rule, rule.divisor, rule.format) == ("absmax", element.max, None)
-            and (self.scheme.zero, self.scheme.rounding) == ("none", Rounding())
+            and (self.scheme.zero, self.scheme.rounding) == ("none", _DEFAULT)
             and element.plain
             and rule.least is None
         )
 
     def working(self, x: Array) -> Array:
         """Give the values that arithmetic is done on."""
-        return self.xp.astype(x, _xp.dtype(self.xp, self.arithmetic.dtype), copy=False)
+        return _xp.cast(x, self.arithmetic.dtype, self.xp)
 
     def data_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Give the shape of the stored codes of an array of this shape."""

@@ -1,7 +1,8 @@
 """Zero points as the files of GPTQ, AWQ and compressed-tensors hold them: packed in words.
 
 Weights are (out, in) with groups along `in` here, so that zero points are (out, groups). In files
-they are packed along `out`, which is the last axis of the words, or the first.
+they are packed along `out`, which is the last axis of the words, or the first. Those with the words
+of `out` last have scales as (groups, out) too.
 """
 
 from dataclasses import dataclass

@@ -17,7 +17,7 @@ import numpy as np
 import owner_formulas as formulas
 import owner_packages as packages
 from helpers import bits as bits_of
-from oracle_inputs import INPUTS, make_input
+from oracle_inputs import make_input
 
 import quantarray as qa
 

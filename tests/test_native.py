@@ -1,17 +1,18 @@
 """Codes in the dtypes that array libraries have of their own: the same bits, and what they mean."""
 
-import importlib.util
+import sys
 
 import ml_dtypes
 import numpy as np
 import pytest
-from helpers import SESSION, assert_same, moved, to_numpy
+from helpers import assert_same, moved, to_numpy
 
 import quantarray as qa
 from quantarray import QuantArrayError, _xp
-from quantarray.formats import DTYPES, FORMATS, Float, Integer
+from quantarray.formats import FORMATS, Float
 from quantarray.scheme import Packing, Scale
 
+only_numpy = pytest.mark.backend_independent
 EIGHT = ("e4m3fn", "e5m2", "e4m3fnuz", "e5m2fnuz")
 DTYPE = {
     **{name: f"float8_{name}" for name in (*EIGHT, "e8m0fnu")},
@@ -42,16 +43,11 @@ def stored(format_, shape=(3, 32), **choices):
     return qa.from_codes(codes, scheme, scale=1.0)
 
 
-def in_words(view):
-    """Give the bytes of a view, on the host."""
-    name = _xp.backend(_xp.namespace(view))
-    if name == "torch":
-        import torch
+def in_bytes(view):
+    """Give the bytes of a torch tensor."""
+    import torch
 
-        return view.view(torch.uint8).numpy()
-    if name == "jax" and view.dtype.itemsize == 1 and "4" in view.dtype.name[-6:]:
-        view = view.astype("float32") if view.dtype.name.startswith("float4") else view
-    return np.asarray(view)
+    return view.view(torch.uint8).numpy()
 
 
 def values_of(view):
@@ -81,7 +77,7 @@ def test_values_are_those_of_the_library(name, xp):
     if backend == "torch" and name == "e2m1fn":
         assert str(view.dtype) == "torch.float4_e2m1fn_x2"
         assert tuple(view.shape) == (3, 16)
-        assert (in_words(view) == reference.data).all()
+        assert (in_bytes(view) == reference.data).all()
         return
     assert _xp.dtype_name(view.dtype) == DTYPE[name]
     assert tuple(view.shape) == q.shape
@@ -111,6 +107,7 @@ def test_scales(name, xp):
         assert (values_of(view) == expected).all()
 
 
+@only_numpy
 def test_the_smallest_scale_of_e8m0():
     """2**-127, which is subnormal in float32, is code 0."""
     q = qa.quantize(np.zeros((1, 32), np.float32), "torchao:mxfp4")
@@ -170,11 +167,10 @@ def test_other_packings_are_unpacked_or_refused(scheme, xp):
         return
     view = q.view_native()
     if backend == "torch" and flat:
-        assert (in_words(view) == reference.data).all()
+        assert (in_bytes(view) == reference.data).all()
         return
     assert tuple(view.shape) == (4, 12)
-    format_ = next(n for n, f in FORMATS.items() if f == scheme.element or (n, scheme.name) == (
-        "int4", "int4"))  # fmt: skip
+    format_ = {"fp4_e2m1": "e2m1fn", "fp8_e4m3": "e4m3fn"}.get(scheme.name, scheme.name)
     assert (values_of(view) == qa.decode(reference.codes, format_, "float32")).all()
 
 
@@ -212,25 +208,35 @@ def test_small_formats_of_scales(xp):
         q.view_native("scale_data")
 
 
-@pytest.mark.skipif(SESSION not in (None, "numpy"), reason="of NumPy alone")
+@only_numpy
 def test_views_share_memory_where_they_can():
     for name in ("fp8_e4m3", "mxfp8_e5m2", "int8"):
         q = qa.quantize(np.ones((4, 64), np.float32), name)
         assert np.shares_memory(q.view_native(), q.data)
     q = qa.quantize(np.ones((4, 64), np.float32), "mxfp4")
     assert np.shares_memory(q.view_native("scale_data"), q.scale_data)
-    q.data.flags.writeable = False
-    assert not qa.quantize(np.ones(2), "fp8_e4m3").view_native().flags.owndata
-    narrow = qa.scheme("int4").element
-    assert narrow != FORMATS["int4"]
-    assert narrow == Integer(4, narrow=True)
 
 
-@pytest.mark.skipif(SESSION not in (None, "jax"), reason="of JAX alone")
-def test_traced_by_jax():
-    if importlib.util.find_spec("jax") is None:
-        pytest.skip("jax is not installed")
-    xp = _xp.load("jax")
+@only_numpy
+def test_packed_bytes_are_never_taken_for_codes():
+    """NumPy would: it reads the low half of each byte, and forgets the high one."""
+    q = qa.from_codes(np.asarray([[1, 15]], np.uint8), "fp4_e2m1", scale=1.0)
+    assert q.data.view(ml_dtypes.float4_e2m1fn).shape == (1, 1)
+    assert q.view_native().shape == (1, 2)
+    assert (q.view_native().astype(np.float32) == [[0.5, -6.0]]).all()
+
+
+@only_numpy
+def test_without_ml_dtypes(monkeypatch):
+    q = qa.quantize(np.ones((2, 32), np.float32), "fp8_e4m3")
+    monkeypatch.setitem(sys.modules, "ml_dtypes", None)
+    with pytest.raises(
+        QuantArrayError, match=r"dtype float8_e4m3fn: NumPy has none without ml_dty"
+    ):
+        q.view_native()
+
+
+def traced_by_jax(xp):
     import jax
 
     for name in ("mxfp4", "mxfp8_e4m3", "int4"):
@@ -243,11 +249,7 @@ def test_traced_by_jax():
     assert_same(rows, values_of(q.view_native()), xp)
 
 
-@pytest.mark.skipif(SESSION not in (None, "torch"), reason="of torch alone")
-def test_compiled_by_torch():
-    if importlib.util.find_spec("torch") is None:
-        pytest.skip("torch is not installed")
-    xp = _xp.load("torch")
+def compiled_by_torch(xp):
     import torch
 
     torch.compiler.reset()
@@ -256,36 +258,25 @@ def test_compiled_by_torch():
         see = torch.compile(lambda q, p=part: q.view_native(p), fullgraph=True, backend="eager")
         view = see(q)
         assert view.dtype == dtype
-        field = {"data": q.data, "scale_data": q.scale_data}[part]
-        assert view.untyped_storage().data_ptr() == field.untyped_storage().data_ptr()
+        assert view.data_ptr() == getattr(q, part).data_ptr()
 
 
-@pytest.mark.skipif(SESSION not in (None, "dask"), reason="of Dask alone")
-def test_lazy_on_dask():
-    if importlib.util.find_spec("dask") is None:
-        pytest.skip("dask is not installed")
-    import dask.array
+def forbidden(*arguments, **options):
+    raise AssertionError("something was computed")
 
-    q = qa.quantize(dask.array.from_array(np.ones((4, 64), np.float32), chunks=(2, 64)), "mxfp4")
-    view = q.view_native()
-    assert isinstance(view, dask.array.Array)
+
+def lazy_on_dask(xp):
+    import dask
+
+    x = xp.from_array(np.ones((4, 64), np.float32), chunks=(2, 64))
+    with dask.config.set(scheduler=forbidden):
+        q = qa.quantize(x, "mxfp4")
+        view = q.view_native()
     assert view.chunks == q.codes.chunks
     assert (to_numpy(view).view(np.uint8) == to_numpy(q.codes)).all()
 
 
-def test_packed_bytes_are_never_taken_for_codes():
-    """NumPy would: it reads the low half of each byte, and forgets the high one."""
-    q = qa.from_codes(np.asarray([[1, 15]], np.uint8), "fp4_e2m1", scale=1.0)
-    assert q.data.view(ml_dtypes.float4_e2m1fn).shape == (1, 1)
-    assert q.view_native().shape == (1, 2)
-    assert (q.view_native().astype(np.float32) == [[0.5, -6.0]]).all()
-    assert set(DTYPES) == {"float16", "bfloat16", "float32", "float64"}
-
-
-def test_without_ml_dtypes(monkeypatch):
-    q = qa.quantize(np.ones((2, 32), np.float32), "fp8_e4m3")
-    monkeypatch.setitem(__import__("sys").modules, "ml_dtypes", None)
-    with pytest.raises(
-        QuantArrayError, match=r"dtype float8_e4m3fn: NumPy has none without ml_dty"
-    ):
-        q.view_native()
+def test_traced_and_lazy_arrays(xp):
+    ways = {"jax": traced_by_jax, "torch": compiled_by_torch, "dask": lazy_on_dask}
+    if way := ways.get(_xp.backend(xp)):
+        way(xp)

@@ -2,7 +2,6 @@
 
 import copy
 import json
-import time
 
 import pytest
 from hypothesis import given, settings
@@ -245,10 +244,8 @@ def test_hostile_data_is_refused_with_the_field_in_a_short_message(path, value, 
     owner[last] = value
     if value is ABSENT:
         del owner[last]
-    start = time.perf_counter()
     with pytest.raises(QuantArrayError, match=message) as caught:
         Scheme.from_dict(data)
-    assert time.perf_counter() - start < 1
     assert len(str(caught.value)) < 500
 
 

@@ -33,6 +33,7 @@ from quantarray._xp.libraries import (
 )
 from quantarray._xp.native import native_view
 from quantarray._xp.operations import (
+    cast,
     clip,
     contiguous,
     count_below,
@@ -53,6 +54,7 @@ __all__ = [
     "backend",
     "beside",
     "cached",
+    "cast",
     "clip",
     "constant",
     "contiguous",

@@ -86,6 +86,12 @@ def where(condition: Array, x: Array, y: Array | float, xp: Namespace) -> Array:
     return xp.where(condition, x, y)
 
 
+def cast(x: Array, name: str, xp: Namespace) -> Array:
+    """Cast to the dtype of a name, if that is another."""
+    # astype would do as much, at several times the cost on small arrays.
+    return x if dtype_name(x.dtype) == name else xp.astype(x, dtype(xp, name))
+
+
 def contiguous(x: Array, xp: Namespace) -> Array:
     """Copy an array whose elements do not lie in C order, in libraries that have strides."""
     if xp.__name__ == NUMPY:
