@@ -10,7 +10,8 @@ import pytest
 if not os.environ.get("QUANTARRAY_ORACLES"):
     pytest.skip("owners' packages: run by `nox -s oracles`", allow_module_level=True)
 
-from oracles import INPUTS, ORACLES, Case, cases, compare, missing
+from oracle_inputs import INPUTS
+from oracles import ORACLES, Case, cases, compare, missing
 
 import quantarray as qa
 from quantarray.scheme import Packing
