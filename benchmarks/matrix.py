@@ -82,7 +82,8 @@ def columns() -> dict[str, tuple[str, Callable[[Any], Any]]]:
 def against_owner(oracle: Oracle) -> dict[str, Any]:
     """Count the elements compared with the owner of a format, those that differ, and why."""
     compared, unexplained, explained = 0, 0, dict.fromkeys((d.why for d in oracle.deviations), 0)
-    for case in itertools.chain.from_iterable(cases(oracle, name) for name in INPUTS):
+    held = (name for name in INPUTS if name not in oracle.refused)
+    for case in itertools.chain.from_iterable(cases(oracle, name) for name in held):
         for part, found in case.differences().items():
             compared += found.size
             known = [d for d in oracle.deviations if d.covers(case, part)]

@@ -27,7 +27,7 @@ def encode(
         Values, any shape.
     format : str or NumberFormat
         The format, such as "int4".
-    rounding : {"half_even", "half_away", "toward_zero", "stochastic"}
+    rounding : {"half_even", "half_away", "half_down", "toward_zero", "stochastic"}
         How values between two codes are rounded.
     nonfinite : {"saturate", "raise", "propagate"}
         "saturate": values beyond the largest finite one, Inf too, take its code, and NaN that of 0,

@@ -9,8 +9,8 @@ from quantarray import _xp
 from quantarray._xp import Array, Namespace
 from quantarray.formats import SMALLEST_NORMAL, Codebook, Float, Integer, NumberFormat
 
-Mode = Literal["half_even", "half_away", "toward_zero", "stochastic"]
-MODES: tuple[Mode, ...] = ("half_even", "half_away", "toward_zero", "stochastic")
+Mode = Literal["half_even", "half_away", "half_down", "toward_zero", "stochastic"]
+MODES: tuple[Mode, ...] = ("half_even", "half_away", "half_down", "toward_zero", "stochastic")
 # Beyond every integer code and zero point, where Inf may be clipped to.
 BEYOND = float(1 << 20)
 
@@ -43,11 +43,12 @@ def round_to_integer(x: Array, mode: Mode, noise: Array | None, xp: Namespace) -
         return xp.round(x)
     if mode == "toward_zero":
         return xp.trunc(x)
-    if mode == "half_away":
+    if mode in ("half_away", "half_down"):
         floor = xp.floor(xp.abs(x))
         # Adding 0.5 first would round the number just below a half up.
-        magnitude = _xp.where(xp.abs(x) - floor >= 0.5, floor + 1, floor, xp)
-        return xp.copysign(magnitude, x)
+        rest = xp.abs(x) - floor
+        up = rest >= 0.5 if mode == "half_away" else rest > 0.5
+        return xp.copysign(_xp.where(up, floor + 1, floor, xp), x)
     x = _xp.flush(x, SMALLEST_NORMAL[_xp.dtype_name(x.dtype)], xp)
     floor = xp.floor(x)
     return _xp.where(noise < x - floor, floor + 1, floor, xp)

@@ -32,6 +32,8 @@ def effective(values: Array, outer: Outer, scheme: Scheme, xp: Namespace) -> Arr
     assert scheme.scale.outer is not None
     math_ = plain(values, xp)
     scale = _per_scale(outer.scale, values.shape, scheme, xp)
+    if scheme.scale.outer.scale.stored == "absmax":
+        scale = math_.divide(scale, scheme.scale.outer.scale.divisor)
     if scheme.scale.outer.scale.stored == "reciprocal":
         return math_.flush(math_.divide(values, scale))
     values = math_.flush(math_.multiply(values, scale))
@@ -42,8 +44,10 @@ def at_least(code: Array, zero: Array, rule: Scale, math_: Arithmetic) -> Array:
     """Keep codes of scales from being too small, and give zero blocks theirs."""
     assert isinstance(rule.coded, Float)
     xp, values = math_.xp, rule.coded.magnitudes
-    least = next(i for i, value in enumerate(values) if value >= least_scale(rule, math_))
-    zero_block = values.index(zero_block_scale(rule, math_))
+    least, zero_block = (
+        next(i for i, value in enumerate(values) if value >= wanted)
+        for wanted in (least_scale(rule, math_), zero_block_scale(rule, math_))
+    )
     code = _xp.where(code < least, xp.full_like(code, least), code, xp)
     return _xp.where(zero, xp.full_like(code, zero_block), code, xp)
 
@@ -67,14 +71,18 @@ def derive(absmax: Array, finite: Array | None, scheme: Scheme, math_: Arithmeti
     if isinstance(rule.coded, Float):
         code = at_least(code, zero_block | (code == 0), rule, math_)
     values = codec.to_values(code, outer_scheme.element, math_.dtype, xp)
-    scale, inverse = unrounded, None
+    scale, inverse, inner = unrounded, None, None
     if rule.codes_from == "stored":
         scale = effective(values, outer, scheme, xp)
         if scheme.rounding.quotient == "reciprocal":
             one_over = math_.divide(xp.ones_like(outer.scale), outer.scale)
             one_over = _xp.clip(one_over, 0.0, math_.limit * least_scale(rule, math_), xp)
             inverse = math_.divide(_per_scale(one_over, code.shape, scheme, xp), values)
-    return poison(Parameters(scale, code, inverse=inverse, outer=outer), finite, scheme, xp)
+    if outer_scheme.scale.stored == "absmax":
+        inner, extent = values, _per_scale(outer.scale, code.shape, scheme, xp)
+        inverse = xp.zeros_like(values) + _over(outer_scheme.scale.divisor, extent, math_)
+    found = Parameters(scale, code, inverse=inverse, inner=inner, outer=outer)
+    return poison(found, finite, scheme, xp)
 
 
 def _derive_outer(
@@ -90,29 +98,44 @@ def _derive_outer(
         offset = mean_magnitude(unrounded, xp.reshape(xp.max(absmax), whole.grid), whole, math_)
         absmax = math_.subtract(absmax, offset)
         unrounded = absmax
-    extent = _largest_of(xp.abs(absmax), blocks, xp)
-    zero_block = zero_block_scale(rule, math_)
-    if rule.stored == "reciprocal":
-        held = extent > rule.divisor / math_.limit
-        safe = _xp.where(held, extent, 1.0, xp)
-        quotient = math_.divide(xp.full_like(safe, rule.divisor), safe)
-        scale = _xp.where(
-            safe > 1 / math_.tiny, quotient, math_.reciprocal(safe, rule.divisor), xp
-        )  # whose 1 / safe would be subnormal
-        scale = _xp.where(held, scale, zero_block, xp)
-        spread = _per_scale(scale, absmax.shape, scheme, xp)
-        return Outer(scale, offset), math_.multiply(unrounded, spread)
-    scale = _xp.clip(math_.divide(extent, rule.divisor), least_scale(rule, math_), math_.limit, xp)
-    scale = _xp.where(extent < math_.tiny, zero_block, scale, xp)
+    scale = _scale_of(_largest_of(xp.abs(absmax), blocks, xp), rule, math_)
     spread = _per_scale(scale, absmax.shape, scheme, xp)
+    safe = _xp.where(spread == 0, 1.0, spread, xp)
+    if rule.stored == "absmax":
+        quotient = math_.multiply(unrounded, _over(rule.divisor, spread, math_))
+    elif rule.stored == "reciprocal":
+        quotient = math_.multiply(unrounded, spread)
+    elif outer.rounding.quotient == "reciprocal":
+        quotient = math_.by_reciprocal(unrounded, safe)
+    else:
+        quotient = math_.divide(unrounded, safe)
     if finite is not None and nan_of(scheme) is None:
         # All that can tell is the scale of the block of scales.
         bad = _largest_of(_xp.where(finite, xp.zeros_like(absmax), 1.0, xp), blocks, xp) > 0
         scale = _xp.where(bad, math.nan, scale, xp)
-    safe = _xp.where(spread == 0, 1.0, spread, xp)
-    if outer.rounding.quotient == "reciprocal":
-        return Outer(scale, offset), math_.by_reciprocal(unrounded, safe)
-    return Outer(scale, offset), math_.divide(unrounded, safe)
+    return Outer(scale, offset), quotient
+
+
+def _scale_of(extent: Array, rule: Scale, math_: Arithmetic) -> Array:
+    """Give the scale, or what is stored instead, of a block of scales."""
+    xp, zero_block = math_.xp, zero_block_scale(rule, math_)
+    if rule.stored == "scale":
+        least = least_scale(rule, math_)
+        scale = _xp.clip(math_.divide(extent, rule.divisor), least, math_.limit, xp)
+        return _xp.where(extent < math_.tiny, zero_block, scale, xp)
+    held = extent > rule.divisor / math_.limit
+    if rule.stored == "absmax":
+        return _xp.where(held, extent, zero_block, xp)
+    safe = _xp.where(held, extent, 1.0, xp)
+    inverse = math_.reciprocal(safe, rule.divisor)
+    quotient = _over(rule.divisor, safe, math_)
+    # The second where 1 / safe would be subnormal.
+    scale = _xp.where(safe > 1 / math_.tiny, quotient, inverse, xp)
+    return _xp.where(held, scale, zero_block, xp)
+
+
+def _over(divisor: float, extent: Array, math_: Arithmetic) -> Array:
+    return math_.divide(math_.xp.full_like(extent, divisor), extent)
 
 
 def _largest_of(per_block: Array, blocks: Blocks, xp: Namespace) -> Array:

@@ -33,8 +33,10 @@ class Parameters:
     stored: Array
     zero: Array | None = None
     offset: Array | None = None
-    # 1 / scale where that is not how it is computed.
+    # 1 / scale where that is not how it is computed; and what elements are divided by before they
+    # are multiplied with that.
     inverse: Array | None = None
+    inner: Array | None = None
     outer: Outer | None = None
 
     def map(self, function: Callable[[Array], Array]) -> "Parameters":
@@ -49,6 +51,7 @@ class Parameters:
             apply(self.zero),
             apply(self.offset),
             apply(self.inverse),
+            apply(self.inner),
             self.outer,
         )
 

@@ -153,7 +153,7 @@ def _encode(x: Array, at: Slices, blocks: Blocks, parameters: Parameters, task: 
     _, _, resolution = codec.limits_of(task.element)
     # A subnormal number can be more than the code of zero only where the scale is this small, or
     # where something is added to it; where -0.0 is special, so would be what libraries take for it.
-    special = spread.offset is not None or not task.scheme.rounding.negative_zero
+    special = spread.offset is not None or task.scheme.rounding.negative_zero == "rounded"
     small = special or not (
         task.concrete and bool(xp.min(xp.abs(spread.scale)) * resolution >= math_.tiny)
     )
@@ -224,11 +224,13 @@ def _codes(
         rounded = codec.round_to_integer(quotient, rounding.mode, noise, xp)
         return xp.astype(rounded, _xp.dtype(xp, codec.code_dtype(element)))
     if not isinstance(element, Integer):
-        if codec.limits_of(element)[2] == 0 or not rounding.negative_zero:
+        if codec.limits_of(element)[2] == 0 or rounding.negative_zero == "rounded":
             quotient = math_.flush(quotient)  # the smallest numbers have codes of their own
-        if not rounding.negative_zero:
+        if rounding.negative_zero == "rounded":
             quotient = _xp.where(quotient == 0, 0.0, quotient, xp)
         codes = codec.to_codes(quotient, element, rounding.mode, noise, xp)
+        if rounding.negative_zero == "never":
+            codes = _xp.where(codes == 1 << (element.bits - 1), xp.zeros_like(codes), codes, xp)
         if rounding.zero_scale == "first":
             codes = _xp.where(parameters.scale == 0, xp.zeros_like(codes), codes, xp)
         return codes
@@ -264,9 +266,12 @@ def _divide(view: Array, parameters: Parameters, tail: Array | None, task: Task)
     if task.scheme.scale.least is not None or task.scheme.scale.outer is not None:
         # A scale of 0 or a subnormal one, which some libraries take for 0, divides nothing.
         scale = _xp.where(xp.abs(scale) < math_.tiny, math_.tiny, scale, xp)
-    if task.scheme.rounding.quotient == "divide":
+    if task.scheme.rounding.quotient == "divide" and parameters.inner is None:
         quotient = math_.divide(view, scale)
         return quotient if steps == 1 else math_.multiply(quotient, steps)
+    if parameters.inner is not None:
+        inner = _xp.where(parameters.inner == 0, 1.0, parameters.inner, xp)
+        return math_.multiply(math_.divide(view, inner), parameters.inverse)
     if parameters.inverse is not None:
         return math_.multiply(view, parameters.inverse)
     quotient = math_.by_reciprocal(view, scale, steps)

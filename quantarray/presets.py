@@ -61,7 +61,7 @@ def _onnx(name: str, element: NumberFormat) -> Scheme:
         element,
         scale=Scale("minmax", span, zero_block=1 / span) if unsigned else Scale("absmax", span),
         zero="point" if unsigned else "none",
-        rounding=Rounding(negative_zero=element != FORMATS["e2m1fn"]),
+        rounding=Rounding(negative_zero="rounded" if element == FORMATS["e2m1fn"] else "kept"),
     )
 
 
@@ -137,6 +137,17 @@ def _mlx(bits: int) -> Scheme:
     )
 
 
+def _mlx_float(name: str, format_: str, block: int, scale: Scale, rounding: Rounding) -> Scheme:
+    return Scheme(
+        f"mlx:{name}",
+        FORMATS[format_],
+        Block.group(block),
+        scale,
+        rounding=rounding,
+        packing=Packing(word=32),
+    )
+
+
 def _faiss(bits: int) -> Scheme:
     """Give faiss' scalar quantizer, which stores a dimension's smallest element and its extent."""
     span = float(Integer(bits, signed=False).max)
@@ -194,6 +205,10 @@ _NVFP4 = Scheme(
     Block.group(16),
     Scale("absmax", divisor=6.0, format=_NVFP4_GLOBAL, least=2.0**-9),
 )
+
+# MLX breaks ties towards zero, writes no -0, and lets scales underflow to 0.
+_MLX_4BIT = Rounding("half_down", negative_zero="never", zero_scale="first")
+_MLX_NVFP4 = Scale("absmax", 6.0, typing.cast(Float, FORMATS["e4m3fn"]), least=0.0, zero_block=0.0)
 
 PRESETS: dict[str, Scheme] = {
     preset.name: preset
@@ -253,7 +268,7 @@ PRESETS: dict[str, Scheme] = {
                 least=0.0,
                 zero_block=0.125,
             ),
-            rounding=Rounding(negative_zero=False),
+            rounding=Rounding(negative_zero="rounded"),
         ),
         *(_gptq(bits) for bits in (2, 3, 4, 8)),
         Scheme(
@@ -280,6 +295,22 @@ PRESETS: dict[str, Scheme] = {
             rounding=Rounding(quotient="reciprocal"),
         ),
         *(_mlx(bits) for bits in (2, 3, 4, 5, 6, 8)),
+        _mlx_float("mxfp4", "e2m1fn", 32, power_of_two(FORMATS["e2m1fn"], "rceil"), _MLX_4BIT),
+        _mlx_float("mxfp8", "e4m3fn", 32, power_of_two(FORMATS["e4m3fn"], "rceil"), Rounding()),
+        _mlx_float("nvfp4", "e2m1fn", 16, _MLX_NVFP4, _MLX_4BIT),
+        # With the global scale that MLX takes, the largest magnitude.
+        _mlx_float(
+            "nvfp4_global",
+            "e2m1fn",
+            16,
+            dataclasses.replace(
+                _MLX_NVFP4,
+                format=dataclasses.replace(
+                    _NVFP4_GLOBAL, scale=Scale("absmax", 6.0 * 448.0, stored="absmax")
+                ),
+            ),
+            _MLX_4BIT,
+        ),
         # Its releases before 6.0 shift to int8 and then truncate; those since, the other way round.
         _sentence_transformers(
             "st:int8", Integer(8, origin=-128.0), Rounding("toward_zero", zero_added="before")

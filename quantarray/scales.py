@@ -190,7 +190,10 @@ def _derive_codes(absmax: Array, rule: Scale, math_: Arithmetic) -> Parameters:
     """Derive scales that are stored as codes of a small float format."""
     assert isinstance(rule.coded, Float)
     xp, values = math_.xp, rule.coded.magnitudes
-    if rule.rounding == "up_log2":
+    if rule.rounding == "half_even":
+        quotient = _xp.clip(math_.divide(absmax, rule.divisor), 0.0, rule.coded.max, xp)
+        code = codec.to_codes(quotient, rule.coded, "half_even", None, xp)
+    elif rule.rounding == "up_log2":
         between = codec.thresholds(values, rule.rounding, 1.0, math_.dtype)
         code = codec.index_of(math_.divide(absmax, rule.divisor), between, xp)
     else:

@@ -117,8 +117,10 @@ class Scale:
     zero_block: float | Literal["least", "epsilon"] = 1.0
     # Whether codes are computed from the scale as it is stored, or before it was rounded to that.
     codes_from: Literal["stored", "unrounded"] = "stored"
-    # "reciprocal": divisor * (1 / max |x|) is stored, and values decode by dividing by it.
-    stored: Literal["scale", "reciprocal"] = "scale"
+    # For scales of scales. "reciprocal": divisor * (1 / max |x|) is stored, and values decode by
+    # dividing by it.  "absmax": max |x| is stored, and values decode by multiplying with it over
+    # the divisor; elements are divided by the inner scales first.
+    stored: Literal["scale", "reciprocal", "absmax"] = "scale"
 
     def __post_init__(self) -> None:
         _check_choices(self, "rule", "width", "rounding", "codes_from", "stored")
@@ -178,23 +180,20 @@ class Scale:
 class Rounding:
     """How a quotient becomes a code."""
 
-    mode: Literal["half_even", "half_away", "toward_zero", "stochastic"] = "half_even"
+    mode: Literal["half_even", "half_away", "half_down", "toward_zero", "stochastic"] = "half_even"
     # "divide": x / s.  "reciprocal": x * (1 / s), which differs in the last bit.  "but_tail": that,
     # but x / s in a block that is cut short by the end of the array.
     quotient: Literal["divide", "reciprocal", "but_tail"] = "divide"
     # Whether the zero point is added to the quotient before it is rounded, or after.
     zero_added: Literal["after", "before"] = "after"
-    # Whether -0.0 keeps its sign in formats that have one, as smaller negative numbers always do.
-    negative_zero: bool = True
+    # What has the code of -0.0 in formats with one: -0.0 and what rounds to it, or only what rounds
+    # to it, or nothing.
+    negative_zero: Literal["kept", "rounded", "never"] = "kept"
     # What elements of a block whose scale is 0 get: the code nearest to 0, or code 0.
     zero_scale: Literal["nearest", "first"] = "nearest"
 
     def __post_init__(self) -> None:
-        _check_choices(self, "mode", "quotient", "zero_added", "zero_scale")
-        if type(self.negative_zero) is not bool:
-            raise QuantArrayError(
-                f"Rounding: negative_zero={short(self.negative_zero)}: expected True or False"
-            )
+        _check_choices(self, "mode", "quotient", "zero_added", "negative_zero", "zero_scale")
 
 
 @dataclass(frozen=True)

@@ -264,11 +264,15 @@ def _two_levels(stored: Result, values: Array, move: Move) -> tuple[Array, Outer
     if a.scale.stored == b.scale.stored:
         return stored.scale, outer
     before, old = move.look("scales", values, outer.scale)
+    divide, times = (old.dtype.type(level.scale.divisor) for level in (a, b))
     with np.errstate(all="ignore"):
-        inverse = 1 / old
-    inverse = np.where((inverse != 0) & (np.abs(inverse) < np.inf), inverse, np.nan)
-    outer = Outer(move.moved(inverse, outer.scale), outer.offset)
+        plain = {"scale": old, "reciprocal": 1 / old, "absmax": old / divide}
+        g = plain[a.scale.stored]
+        forms = {"scale": g, "reciprocal": 1 / g, "absmax": g * times}
+    new = forms[b.scale.stored]
+    new = np.where((new != 0) & (np.abs(new) < np.inf), new, np.nan)
+    outer = Outer(move.moved(new, outer.scale), outer.offset)
     after = scales.as_values(stored.scale, move.target, task.arithmetic.dtype, task.xp, outer)
     bad = ~_equal(before, _xp.to_numpy(after))
-    move.refuse(bad, "scales would change, as the inverse of the global scale is rounded")
+    move.refuse(bad, "scales would change, as the other form of the global scale is rounded")
     return stored.scale, outer

@@ -122,7 +122,8 @@ def corpus(dtype="float32"):
 OTHERS = (
     *("ternary", "binary", "nvfp4", "onnx:float4e2m1", "torchao:uint4", "torchao:mxfp4"),
     *("torchao:nvfp4", "ct:int4_asymmetric", "ct:nvfp4", "bnb:fp4", "bnb:nf4_nested", "bnb:int8"),
-    *("bnb:int8_rows", "mlx:affine3", "st:int8", "st:binary", "faiss:sq4"),
+    *("bnb:int8_rows", "mlx:affine3", "mlx:nvfp4", "mlx:nvfp4_global", "st:int8", "st:binary"),
+    "faiss:sq4",
 )
 
 

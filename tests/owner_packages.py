@@ -182,6 +182,19 @@ def mlx_affine(x, *, bits, group_size=64):
     return {name: array(part) for name, part in parts.items()}
 
 
+def mlx_float(x, *, mode, bits, group_size, known):
+    import mlx.core as mx
+
+    choices = {"group_size": group_size, "bits": bits, "mode": mode}
+    parts = {}
+    if known:
+        parts["global_scale"] = np.abs(x).max()
+        choices["global_scale"] = mx.array(parts["global_scale"])
+    data, scale = mx.quantize(mx.array(x), **choices)
+    decoded = mx.dequantize(data, scale, dtype=mx.float32, **choices)
+    return parts | {"data": np.array(data), "scale": np.array(scale), "decoded": np.array(decoded)}
+
+
 def faiss_scalar(x, *, bits):
     import faiss
 
