@@ -31,7 +31,8 @@ def scheme(name_or_scheme: str | Scheme, **overrides: Any) -> Scheme:
         ``channel_axis``, ``group_size`` (with ``group_axis``), ``block`` (a tuple with an extent
         for each of the last axes, or a `Block`) or ``flat`` (elements of the raveled array) say
         which elements share a scale; ``scale_rule`` ("floor", "ceil", "even", "rceil") is how the
-        microscaling presets make powers of two; ``rounding`` is a mode's name or a `Rounding`; any
+        microscaling presets make powers of two, and ("absmax", "absmean") what the scale of
+        "ternary" and "binary" is; ``rounding`` is a mode's name or a `Rounding`; any
         other field of `Scheme` is replaced by the value given.
 
     Returns
@@ -68,6 +69,9 @@ def scheme(name_or_scheme: str | Scheme, **overrides: Any) -> Scheme:
 
 
 def _scale_rule(base: Scheme, rule: Any) -> Scale:
+    if base.scale.rule == "absmean":
+        choice("scheme", "scale_rule", rule, ("absmax", "absmean"))
+        return dataclasses.replace(base.scale, rule=rule)
     if base.scale.format != E8M0:
         raise QuantArrayError(f"scheme: scale_rule: {base.name} has no power-of-two scales")
     choice("scheme", "scale_rule", rule, ("floor", "ceil", "even", "rceil"))

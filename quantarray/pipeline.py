@@ -234,13 +234,11 @@ def _codes(
         if rounding.zero_scale == "first":
             codes = _xp.where(parameters.scale == 0, xp.zeros_like(codes), codes, xp)
         return codes
-    zero = parameters.zero if parameters.zero is not None else element.origin
-    if rounding.zero_added == "before":
+    zero = parameters.zero if parameters.zero is not None else element.origin or None
+    if zero is not None and rounding.zero_added == "before":
         quotient = math_.add(quotient, zero)
     rounded = codec.round_to_integer(quotient, rounding.mode, noise, xp)
-    if rounding.zero_added == "after" and element.origin == 0 and parameters.zero is None:
-        return codec.clip_to_codes(rounded, element, xp)
-    if rounding.zero_added == "after":
+    if zero is not None and rounding.zero_added == "after":
         rounded = rounded + zero
     return codec.clip_to_codes(rounded, element, xp)
 
@@ -263,16 +261,16 @@ def _quotient(view: Array, parameters: Parameters, tail: Array | None, task: Tas
 def _divide(view: Array, parameters: Parameters, tail: Array | None, task: Task) -> Array:
     xp, math_, scale = task.xp, task.arithmetic, parameters.scale
     steps = task.element.steps if isinstance(task.element, Integer) else 1.0
+    if parameters.inner is not None:
+        inner = _xp.where(parameters.inner == 0, 1.0, parameters.inner, xp)
+        view = math_.divide(view, inner)
+    if parameters.inverse is not None:
+        return math_.multiply(view, parameters.inverse)
     if task.scheme.scale.least is not None or task.scheme.scale.outer is not None:
         # A scale of 0 or a subnormal one, which some libraries take for 0, divides nothing.
         scale = _xp.where(xp.abs(scale) < math_.tiny, math_.tiny, scale, xp)
-    if task.scheme.rounding.quotient == "divide" and parameters.inner is None:
+    if task.scheme.rounding.quotient == "divide":
         quotient = math_.divide(view, scale)
         return quotient if steps == 1 else math_.multiply(quotient, steps)
-    if parameters.inner is not None:
-        inner = _xp.where(parameters.inner == 0, 1.0, parameters.inner, xp)
-        return math_.multiply(math_.divide(view, inner), parameters.inverse)
-    if parameters.inverse is not None:
-        return math_.multiply(view, parameters.inverse)
     quotient = math_.by_reciprocal(view, scale, steps)
     return quotient if tail is None else _xp.where(tail, math_.divide(view, scale), quotient, xp)

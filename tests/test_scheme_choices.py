@@ -137,6 +137,18 @@ def test_reciprocal_quotients_and_zero_added_before(xp):
     np.testing.assert_array_equal(host(q.codes), np.clip(away, 0, 255))
 
 
+def test_ternary_of_the_largest_magnitude_is_int2(xp):
+    x = to_backend(groups(3), xp)
+    q, r = (
+        qa.quantize(x, qa.scheme("ternary", scale_rule="absmax"), group_size=16),
+        qa.quantize(x, "int2", group_size=16),
+    )
+    for name, part in q.parts().items():
+        np.testing.assert_array_equal(host(part), host(r.parts()[name]))
+    with pytest.raises(qa.QuantArrayError, match="scale_rule='floor': expected one of 'absmax'"):
+        qa.scheme("ternary", scale_rule="floor")
+
+
 def test_msb_packing_is_the_other_nibble_first(xp):
     x = to_backend(np.array([[1, 2, 3, -7]], np.float32), xp)
     q = qa.quantize(x, qa.scheme("int4", packing=Packing("msb")))
