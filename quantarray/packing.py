@@ -28,10 +28,10 @@ def words(count: int, bits: int, packing: Packing) -> int:
 def packed_shape(shape: Shape, bits: int, packing: Packing) -> Shape:
     """Give the shape of the packed array of codes of this shape."""
     _check_axes(shape, packing)
-    if packing.transpose == "codes":
+    if packing.transpose in ("codes", "both"):
         shape = _exchanged(shape)
     shape = (*shape[:-1], words(shape[-1], bits, packing))
-    return _exchanged(shape) if packing.transpose == "words" else shape
+    return _exchanged(shape) if packing.transpose in ("words", "both") else shape
 
 
 def word_dtype(packing: Packing) -> str:
@@ -77,9 +77,11 @@ def pack(codes: Array, bits: int, packing: Packing, xp: Namespace) -> Array:
     if 0 in codes.shape:
         return _zeros(codes, packed_shape(codes.shape, bits, packing), word_dtype(packing), xp)
     _check_axes(codes.shape, packing)
-    if packing.transpose == "codes":
+    if packing.transpose in ("codes", "both"):
         codes = xp.matrix_transpose(codes)
     count = words(codes.shape[-1], bits, packing)
+    if packing.strided:
+        codes = _crossed(codes, packing.word // bits, count, xp)
     data = _fill_bytes(codes, bits, packing, xp)
     if packing.word == 32:
         data = _join(_columns(data, count, 4, xp), packing, xp)
@@ -87,7 +89,7 @@ def pack(codes: Array, bits: int, packing: Packing, xp: Namespace) -> Array:
         data = _cut(data, count)
     if packing.centred:
         data = xp.astype(xp.astype(data, xp.int16) - 128, xp.int8)
-    return _transposed(data, xp) if packing.transpose == "words" else data
+    return _transposed(data, xp) if packing.transpose in ("words", "both") else data
 
 
 def unpack(data: Array, bits: int, packing: Packing, count: int, xp: Namespace) -> Array:
@@ -100,8 +102,8 @@ def unpack(data: Array, bits: int, packing: Packing, count: int, xp: Namespace) 
     bits, packing
         As in `pack`.
     count : int
-        Codes in a row: the size of the codes' last axis, or with ``transpose="codes"`` of the last
-        but one.
+        Codes in a row: the size of the codes' last axis, or with ``transpose="codes"`` or "both" of
+        the last but one.
     xp : namespace
         The array's.
 
@@ -117,14 +119,19 @@ def unpack(data: Array, bits: int, packing: Packing, count: int, xp: Namespace) 
     _check_axes(data.shape, packing)
     if 0 in data.shape:
         return _zeros(data, _unpacked_shape(data.shape, count, packing), "uint8", xp)
-    if packing.transpose == "words":
+    if packing.transpose in ("words", "both"):
         data = xp.matrix_transpose(data)
     if packing.centred:
         data = xp.astype(xp.astype(data, xp.int16) + 128, xp.uint8)
     if packing.word == 32:
         data = _split(data, packing, xp)
-    codes = _cut(_read_bytes(data, bits, packing, count, xp), count)
-    return _transposed(codes, xp) if packing.transpose == "codes" else codes
+    if packing.strided:
+        size, per_word = words(count, bits, packing), packing.word // bits
+        codes = _read_bytes(data, bits, packing, size * per_word, xp)
+        codes = _cut(_crossed(codes, size, per_word, xp), count)
+    else:
+        codes = _cut(_read_bytes(data, bits, packing, count, xp), count)
+    return _transposed(codes, xp) if packing.transpose in ("codes", "both") else codes
 
 
 def _is_gapless(bits: int, packing: Packing) -> bool:
@@ -243,10 +250,10 @@ def _zeros(like: Array, shape: Shape, dtype: str, xp: Namespace) -> Array:
 
 
 def _unpacked_shape(shape: Shape, count: int, packing: Packing) -> Shape:
-    if packing.transpose == "words":
+    if packing.transpose in ("words", "both"):
         shape = _exchanged(shape)
     shape = (*shape[:-1], count)
-    return _exchanged(shape) if packing.transpose == "codes" else shape
+    return _exchanged(shape) if packing.transpose in ("codes", "both") else shape
 
 
 def _check_axes(shape: Shape, packing: Packing) -> None:
@@ -255,6 +262,12 @@ def _check_axes(shape: Shape, packing: Packing) -> None:
             f"Packing: transpose={packing.transpose!r}: array of shape {tuple(shape)}: "
             "expected at least 2 axes"
         )
+
+
+def _crossed(x: Array, parts: int, size: int, xp: Namespace) -> Array:
+    """Give the first of each of some equal parts of a row, then the second of each, and so on."""
+    columns = xp.matrix_transpose(_columns(x, parts, size, xp))
+    return xp.reshape(columns, (*x.shape[:-1], parts * size))
 
 
 def _transposed(x: Array, xp: Namespace) -> Array:

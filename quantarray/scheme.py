@@ -213,9 +213,12 @@ class Packing:
     excess: bool = False
     # Which code of a word comes first, second, ...: (0, 2, 4, 6, 1, 3, 5, 7) puts code 2 second.
     interleave: tuple[int, ...] = ()
+    # Whether the codes of a word are not neighbours, but come from equal parts of the row, the first
+    # of each for the first word (quanto and HQQ along the first axis; the halves of ggml).
+    strided: bool = False
     # "words": the last two axes of the packed array are exchanged.  "codes": those of the codes
-    # are, before they are packed.
-    transpose: Literal["no", "words", "codes"] = "no"
+    # are, before they are packed.  "both": codes are packed along the last axis but one.
+    transpose: Literal["no", "words", "codes", "both"] = "no"
     # Bytes are stored as int8, less 128.
     centred: bool = False
     # What the last word of a row is filled up with: zero bits, or codes of the value 0.
@@ -223,7 +226,7 @@ class Packing:
 
     def __post_init__(self) -> None:
         _check_choices(self, "order", "word", "transpose", "padding")
-        for field in ("dense", "excess", "centred"):
+        for field in ("dense", "excess", "strided", "centred"):
             if type(getattr(self, field)) is not bool:
                 raise QuantArrayError(
                     f"Packing: {field}={short(getattr(self, field))}: expected True or False"
@@ -314,10 +317,16 @@ class Scheme:
                 f"Scheme: packing: interleave={short(packing.interleave)}: "
                 f"expected an entry for each code of {bits} bits in a word of {packing.word}"
             )
-        if packing.padding == "value" and not (fits and packing.transpose == "no"):
+        if packing.strided and (packing.interleave or not whole):
+            raise QuantArrayError(
+                f"Scheme: packing: strided=True: expected words of whole codes, not {bits} of "
+                f"{packing.word} bits, and no interleave"
+            )
+        rows = packing.transpose == "no" and not packing.strided
+        if packing.padding == "value" and not (fits and rows):
             raise QuantArrayError(
                 f"Scheme: packing: padding='value': expected codes that fill words, not {bits} "
-                f"of {packing.word} bits, and no axes exchanged"
+                f"of {packing.word} bits, and rows as they are"
             )
 
     @property

@@ -99,6 +99,6 @@ def unpack(data: Array, shape: tuple[int, ...], task: Task) -> Array:
     if not task.scheme.packed:
         return data
     xp, element = task.xp, task.element
-    count = shape[-2 if task.scheme.packing.transpose == "codes" else -1]
+    count = shape[-2 if task.scheme.packing.transpose in ("codes", "both") else -1]
     fields = packing.unpack(data, element.bits, task.scheme.packing, count, xp)
     return from_fields(fields, element, task.scheme.packing, xp)

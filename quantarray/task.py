@@ -49,7 +49,8 @@ class Task:
     @property
     def in_rows(self) -> bool:
         """Whether codes are packed, row by row."""
-        return self.scheme.packed and self.scheme.packing.transpose == "no"
+        packing = self.scheme.packing
+        return self.scheme.packed and packing.transpose == "no" and not packing.strided
 
     @property
     def in_pieces(self) -> bool:

@@ -383,3 +383,25 @@ def layouts(draw):
 def test_any_layout_of_any_shape(layout, rows, leading, seed):
     codes = random_codes(layout[0], (*leading, *rows), seed)
     assert_packs(codes, *layout, _xp.namespace(codes))
+
+
+@pytest.mark.parametrize("rows", [1, 7, 8, 13, 40])
+@pytest.mark.parametrize("bits", [1, 2, 3, 4])
+@pytest.mark.parametrize("order", ["lsb", "msb"])
+def test_strided_codes_come_from_parts_of_the_first_axis(xp, order, bits, rows):
+    """As quanto (low bits first) and HQQ (high bits first; 3 bits in words of 32) pack weights."""
+    word = 32 if bits == 3 else 8
+    how = Packing(order, word=word, dense=False, strided=True, transpose="both")
+    codes = np.random.default_rng(rows).integers(0, 1 << bits, (rows, 5)).astype(np.uint8)
+    per_word = word // bits
+    size = -(-rows // per_word)
+    expected = np.zeros((size, 5), np.int64)
+    for i in range(per_word):
+        part = codes[i * size : (i + 1) * size]
+        place = i if order == "lsb" else per_word - 1 - i
+        expected[: len(part)] |= part.astype(np.int64) << (bits * place)
+    dtype = np.int32 if word == 32 else np.uint8
+    packed = pack(to_backend(codes, xp), bits, how, xp)
+    assert_same(packed, expected.astype(dtype), xp)
+    assert packing.packed_shape(codes.shape, bits, how) == expected.shape
+    assert_same(unpack(packed, bits, how, rows, xp), codes, xp)
