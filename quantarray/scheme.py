@@ -213,8 +213,8 @@ class Packing:
     excess: bool = False
     # Which code of a word comes first, second, ...: (0, 2, 4, 6, 1, 3, 5, 7) puts code 2 second.
     interleave: tuple[int, ...] = ()
-    # Whether the codes of a word are not neighbours, but come from equal parts of the row, the first
-    # of each for the first word (quanto and HQQ along the first axis; the halves of ggml).
+    # Whether the codes of a word come from equal parts of the row, the first of each for the first
+    # word, and are not neighbours (quanto and HQQ along the first axis; the halves of ggml).
     strided: bool = False
     # "words": the last two axes of the packed array are exchanged.  "codes": those of the codes
     # are, before they are packed.  "both": codes are packed along the last axis but one.
