@@ -49,8 +49,8 @@ class Task:
     @property
     def in_rows(self) -> bool:
         """Whether codes are packed, row by row."""
-        packing = self.scheme.packing
-        return self.scheme.packed and packing.transpose == "no" and not packing.strided
+        how = self.scheme.packing
+        return self.scheme.packed and how.transpose == "no" and not how.strided
 
     @property
     def in_pieces(self) -> bool:
