@@ -1,101 +1,106 @@
-"""Time quantarray against what bounds it, side by side in one process.
+"""Time quantarray against what bounds it and against its peers, side by side in one process.
 
-    python benchmarks/run.py [--size 4096] [--repeat 15] [--json FILE]
+    python benchmarks/run.py [--size 4096] [--repeat 15] [--only SUBSTRING] [--threads N]
+                             [--generic] [--markdown] [--json FILE]
 
-Two tables. The first times whole-array operations against `np.copyto` of the same float32 matrix;
-the second times the call on a 100x100 matrix against the NumPy lines of the notebook that
-quantarray grew from. Every row of a table is measured in turn, again and again, and the medians are
-compared, so that a slow moment of the machine meets all of them.
+A case is one operation: its base (`np.copyto` of the same float32 matrix, the float32 product, or
+the lines of the notebook that quantarray grew from), quantarray in each array library, and every
+installed package that does the same. All rows of a case are measured in turn, again and again, and
+the medians are compared, so that a slow moment of the machine meets all of them.
+
+A peer marked "near" does another or less work, and never counts as the best. A peer that fails is
+printed with its error. At the end: a table of all cases, the first call in a fresh process, and the
+peak memory of each operation.
 """
 
 import argparse
+import itertools
 import json
-import platform
-import statistics
-import time
-from collections.abc import Callable
+import logging
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import cases
+import first_call
+import machine
+import memory
+import products
+import summary
+from timing import interleave
 
-import quantarray as qa
-from quantarray.tables import table
-
-Timed = dict[str, Callable[[], Any]]
-
-
-def medians(timed: Timed, repeat: int, inner: int = 1) -> dict[str, float]:
-    """Give the median seconds of each function over interleaved runs."""
-    seconds: dict[str, list[float]] = {name: [] for name in timed}
-    for run in range(repeat + 1):  # the first warms up
-        for name, function in timed.items():
-            start = time.perf_counter()
-            for _ in range(inner):
-                function()
-            if run:
-                seconds[name].append((time.perf_counter() - start) / inner)
-    return {name: statistics.median(all_runs) for name, all_runs in seconds.items()}
+# A row is left out of further rounds when it has used so many seconds.
+BUDGET = 4.0
 
 
-def whole_arrays(size: int) -> Timed:
-    """Quantize and decode a float32 matrix; the first row is what bounds the others."""
-    x = np.random.default_rng(0).standard_normal((size, size), dtype=np.float32)
-    copy = np.empty_like(x)
-    timed: Timed = {"np.copyto": lambda: np.copyto(copy, x), "x.copy()": x.copy}
-    cases: dict[str, tuple[str, dict[str, int]]] = {
-        "int8 per row": ("int8", {"channel_axis": 0}),
-        "int8 per tensor": ("int8", {}),
-        "int4 g128, packed": ("int4", {"group_size": 128}),
-        "uint4 g128, packed": ("uint4", {"group_size": 128}),
-    }
-    for label, (scheme, block) in cases.items():
-        q = qa.quantize(x, scheme, **block)  # type: ignore[arg-type]
-        timed[f"quantize {label}"] = lambda s=scheme, b=block: qa.quantize(x, s, **b)
-        timed[f"dequantize {label}"] = q.dequantize
-    return timed
+def record(case: cases.Case) -> summary.Record:
+    """Give what is written of a case."""
+    rows = [
+        {key: getattr(row, key) for key in ("who", "kind", "note", "error", "seconds")}
+        | {"runs": len(row.runs)}
+        for row in case.rows
+    ]
+    result = {"section": case.section, "name": case.name, "limit": case.limit, "rows": rows}
+    best, base = summary.best_peer(result), rows[0]
+    for row in rows:
+        row["to_base"] = summary.ratio(row, base)
+        row["to_best_peer"] = summary.ratio(row, best)
+    return result
 
 
-def small_arrays() -> Timed:
-    """Quantize a 100x100 matrix; the first row is the notebook's own code."""
-    matrix = np.random.default_rng(0).uniform(-1, 1, (100, 100))
-
-    def notebook() -> tuple[Any, Any]:
-        scale = np.max(np.abs(matrix)) / 127
-        return np.clip(np.round(matrix / scale), -127, 127).astype(np.int8), scale
-
-    q = qa.quantize(matrix, "int8")
-    return {
-        "the notebook's lines": notebook,
-        "quantize int8": lambda: qa.quantize(matrix, "int8"),
-        "quantize int4 g32": lambda: qa.quantize(matrix, "int4", group_size=32),
-        "dequantize int8": q.dequantize,
-    }
+def measure(arguments: argparse.Namespace) -> Iterator[summary.Record]:
+    """Measure case after case, and print each."""
+    size, only, with_generic = arguments.size, arguments.only, arguments.generic
+    found = itertools.chain(
+        cases.whole_arrays(size, only, with_generic),
+        products.products(size, only, with_generic),
+        cases.small_arrays(only),
+    )
+    for case in found:
+        interleave(case.rows, arguments.repeat, BUDGET)
+        result = record(case)
+        print(summary.rows_table(result), end="\n\n", flush=True)
+        yield result
 
 
-def report(title: str, seconds: dict[str, float], unit: float) -> str:
-    """Lay out times, and their ratios to the first row."""
-    base = next(iter(seconds.values()))
-    rows = [[name, f"{s / unit:.2f}", f"{s / base:.2f}"] for name, s in seconds.items()]
-    return table(rows, [title, "ms" if unit == 1e-3 else "us", "ratio"])
+def parse() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--size", type=int, default=4096, help="rows and columns of the matrix")
+    parser.add_argument("--repeat", type=int, default=15, help="interleaved runs")
+    parser.add_argument("--only", default="", metavar="SUBSTRING", help="cases whose name has it")
+    parser.add_argument("--threads", type=int, help="cores for all; each library's own by default")
+    parser.add_argument("--generic", action="store_true", help="our code without kernels too")
+    parser.add_argument("--markdown", action="store_true", help="the last tables as Markdown")
+    parser.add_argument("--json", type=Path, help="write the figures here too")
+    arguments = parser.parse_args()
+    if arguments.size % 128:
+        parser.error(f"--size {arguments.size}: peers take multiples of 128")
+    return arguments
 
 
 def main() -> None:
     """Run the benchmarks and print their tables."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--size", type=int, default=4096, help="rows and columns of the matrix")
-    parser.add_argument("--repeat", type=int, default=15, help="interleaved runs")
-    parser.add_argument("--json", type=Path, help="write the medians here too")
-    arguments = parser.parse_args()
-    large = medians(whole_arrays(arguments.size), arguments.repeat)
-    small = medians(small_arrays(), 10 * arguments.repeat, inner=20)
-    print(report(f"float32 {arguments.size}x{arguments.size}", large, 1e-3))
-    print()
-    print(report("float64 100x100", small, 1e-6))
-    if arguments.json:
-        machine = {"machine": platform.processor() or platform.machine(), "numpy": np.__version__}
-        seconds = {"large": large, "small": small}
-        arguments.json.write_text(json.dumps(machine | {"seconds": seconds}, indent=2) + "\n")
+    arguments = parse()
+    if arguments.threads:
+        machine.limit_threads(arguments.threads)
+    warnings.simplefilter("ignore")  # peers use what their dependencies deprecate
+    logging.disable(logging.WARNING)
+    results: dict[str, Any] = machine.describe()
+    results |= {"size": arguments.size, "repeat": arguments.repeat, "threads": arguments.threads}
+    results |= {"cases": [], "first_call": [], "memory": []}
+    try:
+        for case in measure(arguments):
+            results["cases"].append(case)
+        results["first_call"] = first_call.measure_all(arguments.size, arguments.only)
+        results["memory"] = memory.measure_all(arguments.size, arguments.only)
+    finally:  # what was measured is not lost with what was not
+        if arguments.json:
+            arguments.json.write_text(json.dumps(results, indent=1) + "\n")
+    if not any(results[part] for part in ("cases", "first_call", "memory")):
+        raise SystemExit(f"--only {arguments.only!r}: no name has it")
+    print(summary.summary(results, arguments.markdown))
 
 
 if __name__ == "__main__":

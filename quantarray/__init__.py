@@ -14,6 +14,7 @@ from quantarray.notebook import (
     quantize_to_int8,
 )
 from quantarray.overrides import scheme, schemes
+from quantarray.products import matmul
 from quantarray.quantize import dequantize, fake_quantize, from_codes, quantize
 from quantarray.scheme import Scheme
 
@@ -37,6 +38,7 @@ __all__ = [
     "from_codes",
     "generate_random_matrix",
     "load",
+    "matmul",
     "quantize",
     "quantize_to_int4",
     "quantize_to_int8",

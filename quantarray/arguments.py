@@ -65,6 +65,28 @@ def _name_of(dtype: Any) -> str:
     return dtype.__name__ if isinstance(dtype, type) else _xp.dtype_name(dtype)
 
 
+def check_out(operation: str, out: Any, shape: tuple[int, ...], xp: Namespace) -> None:
+    """Refuse what floating values of a shape cannot be written to."""
+    try:
+        same = _xp.namespace(out) is xp
+    except TypeError:
+        same = False
+    if not same:
+        raise QuantArrayError(
+            f"{operation}: out is a {type(out).__name__}: expected an array of {_xp.backend(xp)}"
+        )
+    if not _xp.is_writable(out, xp):
+        raise QuantArrayError(
+            f"{operation}: out: this array of {_xp.backend(xp)} cannot be written to: expected None"
+        )
+    name = _xp.dtype_name(out.dtype)
+    if tuple(out.shape) != shape or name not in DTYPES:
+        raise QuantArrayError(
+            f"{operation}: out has shape {tuple(out.shape)} and dtype {name}: "
+            f"expected shape {shape} and a floating dtype"
+        )
+
+
 def check_finite(operation: str, x: Array, xp: Namespace) -> None:
     """Refuse an array that holds NaN or Inf, naming how many and the first."""
     bad = _xp.to_numpy(~xp.isfinite(x))

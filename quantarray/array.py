@@ -162,42 +162,52 @@ class QuantizedArray:
         found = native.view(part, self.data, scheme.element, how, work[-1], lambda: self.codes)
         return xp.reshape(found, self.shape) if tuple(found.shape) == work else found
 
-    def dequantize(self, dtype: Any = None) -> Array:
+    def dequantize(self, dtype: Any = None, *, out: Array | None = None) -> Array:
         """Decode.
 
         Parameters
         ----------
         dtype : dtype or str, optional
-            A floating dtype; that of the array that was quantized by default.
+            A floating dtype; that of `out`, or else of the array that was quantized, by default.
+        out : array of dtype, shape of self, optional
+            Where to write the values, in libraries whose arrays can be written to.
 
         Returns
         -------
         array of dtype, shape of self
-            In the namespace and on the device of the codes. Blocks with a NaN scale decode to NaN.
+            In the namespace and on the device of the codes; `out` if that is given. Blocks with a
+            NaN scale decode to NaN.
 
         Raises
         ------
         QuantArrayError
-            If `dtype` is not floating.
+            If `dtype` is not floating, or `out` is not of these.
         """
         xp = self._namespace
         name = self.dtype_name
+        if out is not None:
+            arguments.check_out("dequantize", out, self.shape, xp)
+            name = _xp.dtype_name(out.dtype)
         if dtype is not None:
-            name = _xp.dtype_name(arguments.float_dtype("dequantize", dtype, xp))
+            wanted = _xp.dtype_name(arguments.float_dtype("dequantize", dtype, xp))
+            if out is not None and name != wanted:
+                raise QuantArrayError(f"dequantize: out has dtype {name}: expected {wanted}")
+            name = wanted
         task = self._task(xp)
-        data = xp.reshape(self.data, task.data_shape(task.blocks.shape))
+        shape = task.blocks.shape
+        data = xp.reshape(self.data, task.data_shape(shape))
         stored = Result(data, self.scale_data, self.zero_point, self.offset, self._outer)
         stored = stored.with_grid(task.blocks.grid, xp)
-        return xp.reshape(decoder.dequantize(stored, task, name), self.shape)
+        values = decoder.dequantize(stored, task, name, out if shape == self.shape else None)
+        if out is None:
+            return xp.reshape(values, self.shape)
+        if values is not out:
+            out[...] = xp.reshape(values, self.shape)
+        return out
 
     def _task(self, xp: Namespace) -> Task:
-        return Task(
-            blocks=self.blocks,
-            scheme=self.scheme,
-            xp=xp,
-            dtype=self.dtype_name,
-            concrete=_xp.is_concrete(self.data, xp),
-        )
+        grid, concrete = tuple(self.scale_data.shape), _xp.is_concrete(self.data, xp)
+        return _task(self.scheme, self.shape, grid, self.dtype_name, xp, concrete)
 
     def to_device(self, device: Any) -> Self:
         """Copy to a device of the same array library."""
@@ -362,6 +372,19 @@ class QuantizedArray:
             f"QuantizedArray({self.scheme}, shape={self.shape}, dtype={self.dtype_name}, "
             f"{self.bits_per_element:.4g} bits per element, {where})"
         )
+
+
+@_xp.cached
+def _task(
+    scheme: Scheme,
+    shape: tuple[int, ...],
+    grid: tuple[int, ...],
+    dtype: str,
+    xp: Namespace,
+    concrete: bool,
+) -> Task:
+    """Describe how the codes of an array of a shape, with a grid of scales, are decoded."""
+    return Task(of_grid(scheme.block, shape, grid), scheme, xp, dtype, concrete=concrete)
 
 
 def make(

@@ -220,7 +220,11 @@ def to_codes(
         mode = "half_away"  # powers of two are all odd: ml_dtypes and torch take the larger
     values = magnitudes_of(element, mode, overflow)
     magnitude = xp.abs(x) if element.signed else x
-    index = index_of(magnitude, thresholds(values, mode, 1.0, dtype), xp)
+    index = None
+    if mode == "half_even":
+        index = _xp.nearest_magnitude(magnitude, element, len(values) - 1, xp)
+    if index is None:
+        index = index_of(magnitude, thresholds(values, mode, 1.0, dtype), xp)
     if mode == "stochastic":
         index = index + _goes_up(magnitude, values, index, noise, xp)
     if overflow:

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from quantarray import _xp, codec, scales, storage
+from quantarray import _xp, codec, kernels, scales, storage
 from quantarray._xp import Array
 from quantarray.arithmetic import Arithmetic
 from quantarray.blocks import Blocks, pieces
@@ -13,7 +13,7 @@ from quantarray.parameters import Parameters, float_dtype
 from quantarray.task import PIECE, Result, Task
 
 
-def dequantize(stored: Result, task: Task, dtype: str) -> Array:
+def dequantize(stored: Result, task: Task, dtype: str, out: Array | None = None) -> Array:
     """Decode stored codes.
 
     Parameters
@@ -24,12 +24,19 @@ def dequantize(stored: Result, task: Task, dtype: str) -> Array:
         Its blocks and scheme.
     dtype : str
         The floating dtype of the values.
+    out : array of dtype, shape ``task.blocks.shape``, or None
+        Where they may go: if the result is another array, they are not there.
 
     Returns
     -------
     array of dtype, shape ``task.blocks.shape``
         ``scale * (code - zero_point)``. A finite value beyond what `dtype` holds is clipped.
     """
+    found = kernels.dequantize(stored, task, dtype, out, dequantize)
+    return _generic(stored, task, dtype) if found is None else found
+
+
+def _generic(stored: Result, task: Task, dtype: str) -> Array:
     xp, blocks = task.xp, task.blocks
     zero = None if stored.zero_point is None else task.working(stored.zero_point)
     offset = None if stored.offset is None else task.working(stored.offset)

@@ -146,14 +146,16 @@ def _is_gapless(bits: int, packing: Packing) -> bool:
     return packing.dense or not over
 
 
-def _layout(bits: int, packing: Packing) -> tuple[int, int, Iterator[Overlap]]:
+@_xp.cached
+def _layout(bits: int, packing: Packing) -> tuple[int, int, tuple[Overlap, ...]]:
     """Give the codes and the bytes of a unit of bytes, and each pair of them that shares bits."""
     if _is_gapless(bits, packing) and not packing.interleave:
         common = bits & -bits  # gcd(8, bits), as torch.compile can trace it
         size, length, unused = 8 // common, bits // common, 0
     else:
         size, length, unused = packing.word // bits, packing.word // 8, packing.word % bits
-    return size, length, _overlaps(packing.interleave or range(size), bits, unused, packing)
+    overlaps = _overlaps(packing.interleave or range(size), bits, unused, packing)
+    return size, length, tuple(overlaps)
 
 
 def _overlaps(
@@ -172,6 +174,16 @@ def _fill_bytes(codes: Array, bits: int, packing: Packing, xp: Namespace) -> Arr
     """Pack rows into whole units of bytes."""
     size, length, overlaps = _layout(bits, packing)
     columns = _columns(codes, -(-codes.shape[-1] // size), size, xp)
+    # Where bytes and codes lie in the unit as one number.
+    places = [8 * byte for byte in range(length)]
+    places = places if packing.order == "lsb" else places[::-1]
+    place_of = {code: places[byte] + shift for code, byte, shift in overlaps}
+    lefts = [place_of[code] for code in range(size)]
+    if length == 1:
+        return _xp.join_bits(columns, lefts, "uint8", xp)
+    data = _xp.join_bytes(columns, lefts, places, xp)
+    if data is not None:
+        return xp.reshape(data, (*data.shape[:-2], data.shape[-2] * length))
     parts: list[Array | None] = [None] * length
     for code, byte, shift in overlaps:
         piece = _shift(columns[..., code], shift)
@@ -183,7 +195,13 @@ def _fill_bytes(codes: Array, bits: int, packing: Packing, xp: Namespace) -> Arr
 def _read_bytes(data: Array, bits: int, packing: Packing, count: int, xp: Namespace) -> Array:
     """Unpack rows of bytes into whole units of codes."""
     size, length, overlaps = _layout(bits, packing)
-    columns = _columns(data, -(-count // size), length, xp)
+    units = -(-count // size)
+    if length == 1:
+        place_of = {code: shift for code, _, shift in overlaps}
+        rights = [place_of[code] for code in range(size)]
+        codes = _xp.split_bits(_cut(data, units), rights, bits, xp)
+        return xp.reshape(codes, (*data.shape[:-1], units * size))
+    columns = _columns(data, units, length, xp)
     parts: list[Array | None] = [None] * size
     for code, byte, shift in overlaps:
         piece = _shift(columns[..., byte], -shift)
@@ -196,11 +214,8 @@ def _read_bytes(data: Array, bits: int, packing: Packing, count: int, xp: Namesp
 
 def _join(columns: Array, packing: Packing, xp: Namespace) -> Array:
     """Make int32 words of the bytes of the last axis."""
-    word = None
-    for byte, shift in _bytes_of_words(packing):
-        piece = _shift(xp.astype(columns[..., byte], xp.int32), shift)
-        word = piece if word is None else word | piece
-    return word
+    lefts = [shift for _, shift in _bytes_of_words(packing)]
+    return _xp.join_bits(columns, lefts, "int32", xp)
 
 
 def _split(data: Array, packing: Packing, xp: Namespace) -> Array:

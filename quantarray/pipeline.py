@@ -1,7 +1,8 @@
 """The pipeline: blocks, range to scale, values to codes, pack.
 
-Everything is array-API code on whole arrays. NumPy arrays go through it in pieces that fit a
-cache, so that no temporary reaches the array's size; the pieces change no bit of the result.
+A kernel does all of it in one pass where there is one. Otherwise everything is array-API code on
+whole arrays. NumPy arrays go through it in pieces that fit a cache, so that no temporary reaches
+the array's size; the pieces change no bit of the result.
 """
 
 import math
@@ -10,14 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from quantarray import _xp, arguments, codec, counter, scales, storage
+from quantarray import _xp, arguments, codec, counter, kernels, scales, storage
 from quantarray._xp import Array
 from quantarray.blocks import Blocks, Part, Slices, pieces, whole
 from quantarray.errors import QuantArrayError
 from quantarray.formats import Integer
 from quantarray.levels import outer_blocks
-from quantarray.parameters import Outer, Parameters, Range, float_dtype, poison
-from quantarray.task import PIECE, Result, Task
+from quantarray.parameters import Outer, Parameters, Range, poison
+from quantarray.task import PIECE, Result, Task, result
 
 
 def quantize(x: Array, task: Task) -> Result:
@@ -42,12 +43,17 @@ def quantize(x: Array, task: Task) -> Result:
     """
     if 0 in x.shape:
         return _empty(x, task)
+    found = kernels.quantize(x, task, quantize)
+    return _generic(x, task) if found is None else found
+
+
+def _generic(x: Array, task: Task) -> Result:
     if not task.in_pieces:
         everything = whole(x.shape)
         parts = [(everything, task.blocks)]
         parameters = _settle(_measure(x, parts, task), x, task.given, task)
         codes = _encode(x, everything, task.blocks, parameters, task)
-        return _result(storage.from_rows(codes, task), parameters, task)
+        return result(storage.from_rows(codes, task), parameters, task)
     shape = task.data_shape(x.shape) if task.in_rows else x.shape
     data = np.empty(shape, storage.row_dtype(task))
     levels = task.given is None and task.scheme.scale.outer is not None
@@ -63,7 +69,7 @@ def quantize(x: Array, task: Task) -> Result:
                     getattr(found, name)[blocks_at] = array
         for at, blocks in parts:
             data[task.rows_where(at)] = _encode(x[at], at, blocks, parameters, task)
-    return _result(storage.from_rows(data, task), found, task)
+    return result(storage.from_rows(data, task), found, task)
 
 
 def _levels(x: Array, task: Task) -> Parameters:
@@ -75,21 +81,11 @@ def _levels(x: Array, task: Task) -> Parameters:
     return _settle(Range(low, high), x, None, task)
 
 
-def _result(data: Array, parameters: Parameters, task: Task) -> Result:
-    xp, zero, offset = task.xp, parameters.zero, parameters.offset
-    if zero is not None:
-        zero = xp.astype(zero, _xp.dtype(xp, codec.code_dtype(task.element)))
-    if offset is not None:
-        name = float_dtype(task.scheme, task.dtype)
-        offset = xp.astype(offset, _xp.dtype(xp, name), copy=False)
-    return Result(data, parameters.stored, zero, offset, parameters.outer)
-
-
 def _empty(x: Array, task: Task) -> Result:
     """Quantize an array without elements: there are no blocks unless they were given."""
     xp, place = task.xp, _xp.beside(x)
     data = xp.zeros(x.shape, dtype=_xp.dtype(xp, codec.code_dtype(task.element)), device=place)
-    return _result(_stored(data, task), task.given or _ones(task, place), task)
+    return result(_stored(data, task), task.given or _ones(task, place), task)
 
 
 def _ones(task: Task, place: Any) -> Parameters:
@@ -211,7 +207,7 @@ def store(codes: Array, task: Task) -> Result:
     """
     assert task.given is not None
     codes = task.xp.astype(codes, _xp.dtype(task.xp, codec.code_dtype(task.element)))
-    return _result(_stored(codes, task), task.given, task)
+    return result(_stored(codes, task), task.given, task)
 
 
 def _codes(

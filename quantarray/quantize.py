@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from quantarray import _xp, arguments, blocks, overrides, pipeline, scales
-from quantarray._xp import Array
+from quantarray._xp import Array, Namespace
 from quantarray.array import QuantizedArray, make
 from quantarray.blocks import Blocks
 from quantarray.errors import QuantArrayError, choice, short
@@ -73,7 +73,31 @@ def quantize(
         If an argument is not of these, naming it and what would be right.
     """
     x, xp = _xp.as_array("quantize", x)
-    chosen = overrides.scheme(scheme)
+    shape, dtype_name = tuple(x.shape), _xp.dtype_name(x.dtype)
+    axes = channel_axis, group_size, group_axis, block
+    task = _task(scheme, axes, nonfinite, shape, dtype_name, xp, _xp.is_concrete(x, xp))
+    key = arguments.check_key("quantize", task.scheme.rounding.mode, key)
+    if key is not None:
+        task = replace(task, key=key)
+    if scale is not None or zero_point is not None or offset is not None:
+        task = _with_given("quantize", task, scale, zero_point, offset, x)
+    work = task.blocks.shape
+    stored = pipeline.quantize(x if shape == work else xp.reshape(x, work), task)
+    return _contain(stored, task, shape, dtype_name)
+
+
+@_xp.cached
+def _task(
+    scheme: str | Scheme,
+    axes: tuple[Any, Any, Any, Any],
+    nonfinite: str,
+    shape: tuple[int, ...],
+    dtype: str,
+    xp: Namespace,
+    concrete: bool,
+) -> Task:
+    """Check what says how arrays of a shape and dtype are quantized."""
+    chosen, (channel_axis, group_size, group_axis, block) = overrides.scheme(scheme), axes
     override = overrides.make_block(
         "quantize",
         channel_axis=channel_axis,
@@ -82,30 +106,15 @@ def quantize(
         block=block,
     )
     if override is not None:
-        if isinstance(block, tuple | list) and len(block) != x.ndim:
+        if isinstance(block, tuple | list) and len(block) != len(shape):
             raise QuantArrayError(
-                f"quantize: block={block}: x has shape {tuple(x.shape)}: "
-                "expected an extent for each axis"
+                f"quantize: block={block}: x has shape {shape}: expected an extent for each axis"
             )
         chosen = replace(chosen, block=override)
     choice("quantize", "nonfinite", nonfinite, arguments.NONFINITE)
     _check_scheme(chosen, nonfinite)
-    key = arguments.check_key("quantize", chosen.rounding.mode, key)
-    dtype_name = _xp.dtype_name(x.dtype)
-    chosen, found = _blocks("quantize", chosen, tuple(x.shape))
-    task = Task(
-        blocks=found,
-        scheme=chosen,
-        xp=xp,
-        dtype=dtype_name,
-        nonfinite=nonfinite,
-        key=key,
-        concrete=_xp.is_concrete(x, xp),
-    )
-    if scale is not None or zero_point is not None or offset is not None:
-        task = _with_given("quantize", task, scale, zero_point, offset, x)
-    stored = pipeline.quantize(x if x.shape == found.shape else xp.reshape(x, found.shape), task)
-    return _contain(stored, task, tuple(x.shape), dtype_name)
+    chosen, found = _blocks("quantize", chosen, shape)
+    return Task(found, chosen, xp, dtype, nonfinite, concrete=concrete)
 
 
 def _check_scheme(scheme: Scheme, nonfinite: str) -> None:
@@ -244,15 +253,17 @@ def _per_block(
     )
 
 
-def dequantize(q: QuantizedArray, dtype: Any = None) -> Array:
-    """Decode a quantized array; the same as ``q.dequantize(dtype)``.
+def dequantize(q: QuantizedArray, dtype: Any = None, *, out: Array | None = None) -> Array:
+    """Decode a quantized array; the same as ``q.dequantize(dtype, out=out)``.
 
     Parameters
     ----------
     q : QuantizedArray
         Codes and what they mean.
     dtype : dtype or str, optional
-        A floating dtype; that of the array that was quantized by default.
+        A floating dtype; that of `out`, or else of the array that was quantized, by default.
+    out : array of dtype, shape of q, optional
+        Where to write the values, in libraries whose arrays can be written to.
 
     Returns
     -------
@@ -261,11 +272,11 @@ def dequantize(q: QuantizedArray, dtype: Any = None) -> Array:
     Raises
     ------
     QuantArrayError
-        If `q` is not a QuantizedArray or `dtype` is not floating.
+        If `q` is not quantized, `dtype` is not floating, or `out` is not of these.
     """
     if not isinstance(q, QuantizedArray):
         raise QuantArrayError(f"dequantize: q is a {type(q).__name__}: expected a QuantizedArray")
-    return q.dequantize(dtype)
+    return q.dequantize(dtype, out=out)
 
 
 def fake_quantize(x: Array, scheme: str | Scheme = "int8", **options: Any) -> Array:

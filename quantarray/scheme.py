@@ -5,6 +5,8 @@ offset: `c` the code, `v` the element format's values, `s` the block's scale, `z
 point, `m` its offset.
 """
 
+import dataclasses
+import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -226,6 +228,18 @@ class Scheme:
 
     def __str__(self) -> str:
         return f"{self.name} ({self.block})"
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    @functools.cached_property
+    def _hash(self) -> int:
+        """Hash all choices once: every call looks its scheme up."""
+        return hash(tuple(getattr(self, field.name) for field in dataclasses.fields(self)))
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Hashes of strings differ between processes.
+        return {name: value for name, value in vars(self).items() if name != "_hash"}
 
     def to_dict(self) -> dict[str, Any]:
         """Give the scheme as JSON-ready data.

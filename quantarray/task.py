@@ -3,12 +3,12 @@
 import math
 from dataclasses import dataclass, field
 
-from quantarray import _xp, packing
+from quantarray import _xp, codec, packing
 from quantarray._xp import Array, Namespace
 from quantarray.arithmetic import Arithmetic, working_dtype
 from quantarray.blocks import Blocks, Slices
 from quantarray.formats import Integer, NumberFormat
-from quantarray.parameters import Outer, Parameters
+from quantarray.parameters import Outer, Parameters, float_dtype
 from quantarray.scheme import Rounding, Scheme
 
 # Elements of a piece: its float32 temporaries are 1 MiB each.
@@ -18,7 +18,13 @@ PIECE = 1 << 18
 _DEFAULT = Rounding()
 
 
-@dataclass(frozen=True)
+def arithmetic(scheme: Scheme, dtype: str, xp: Namespace) -> Arithmetic:
+    """Give what a scheme's steps on values of a dtype are computed with."""
+    working = working_dtype(dtype)
+    return Arithmetic(working, dtype if scheme.arithmetic == "input" else working, xp)
+
+
+@dataclass(frozen=True, eq=False)
 class Task:
     """All that the pipeline needs to know besides the values."""
 
@@ -37,9 +43,7 @@ class Task:
     arithmetic: Arithmetic = field(init=False)
 
     def __post_init__(self) -> None:
-        working = working_dtype(self.dtype)
-        rounded = self.dtype if self.scheme.arithmetic == "input" else working
-        object.__setattr__(self, "arithmetic", Arithmetic(working, rounded, self.xp))
+        object.__setattr__(self, "arithmetic", arithmetic(self.scheme, self.dtype, self.xp))
 
     @property
     def element(self) -> NumberFormat:
@@ -122,3 +126,13 @@ class Result:
 
         zero_point, offset = reshape(self.zero_point), reshape(self.offset)
         return Result(self.data, xp.reshape(self.scale, grid), zero_point, offset, self.outer)
+
+
+def result(data: Array, parameters: Parameters, task: Task) -> Result:
+    """Give parameters the dtypes in which they are stored, beside stored codes."""
+    xp, zero, offset = task.xp, parameters.zero, parameters.offset
+    if zero is not None:
+        zero = _xp.cast(zero, codec.code_dtype(task.element), xp)
+    if offset is not None:
+        offset = _xp.cast(offset, float_dtype(task.scheme, task.dtype), xp)
+    return Result(data, parameters.stored, zero, offset, parameters.outer)

@@ -17,7 +17,7 @@ LEVELS = (
     ("arguments", "arithmetic", "blocks", "sums", "counter", "codec"),
     ("parameters", "levels", "scales", "packing", "indexing", "parts", "task", "storage"),
     ("kernels", "cast", "pipeline", "decoder", "translate", "repack", "native"),
-    ("array", "zero_points", "quantize", "gguf", "metrics", "notebook"),
+    ("array", "zero_points", "quantize", "products", "gguf", "metrics", "notebook"),
     ("io",),
     ("report", "cli"),
     ("__init__", "__main__"),

@@ -122,6 +122,28 @@ def is_concrete(x: Array, xp: Namespace) -> bool:
     return name != "dask"
 
 
+def residence(x: Array, xp: Namespace) -> str | None:
+    """Name where the values of an array live, if they are there: in "host" memory, in "chunks"."""
+    name = backend(xp)
+    if name == "numpy":
+        return "host"
+    if name == "torch":
+        there = x.device.type == "cpu" and not x.requires_grad and is_concrete(x, xp)
+        return "host" if there else None
+    if name == "jax":
+        # An array over several devices keeps its sharding on the generic path.
+        devices = x.devices() if is_concrete(x, xp) else ()
+        return "host" if [device.platform for device in devices] == ["cpu"] else None
+    return "chunks" if name == "dask" else None
+
+
+def is_writable(x: Array, xp: Namespace) -> bool:
+    """Tell whether the elements of an array can be overwritten."""
+    if backend(xp) == "numpy":
+        return bool(x.flags.writeable)
+    return backend(xp) not in ("jax", "dask")
+
+
 def is_compiling() -> bool:
     """Tell whether torch.compile is tracing this call."""
     torch = sys.modules.get("torch")
@@ -222,13 +244,17 @@ def itemsize(name: str) -> int:
 
 
 def cached(function: Callable[P, R]) -> Callable[P, R]:
-    """Cache a pure function of hashable arguments, except from torch.compile, which warns of it."""
-    remembering = functools.lru_cache(maxsize=1024)(function)
+    """Cache a pure function, except from torch.compile, which warns of that."""
+    remembering = functools.lru_cache(maxsize=1024, typed=True)(function)
 
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
         chosen: Any = function if is_compiling() else remembering
-        result: R = chosen(*args, **kwargs)
+        result: R
+        try:
+            result = chosen(*args, **kwargs)
+        except TypeError:  # an argument cannot be hashed
+            result = function(*args, **kwargs)
         return result
 
     return call
@@ -265,7 +291,13 @@ def _register_pytree(cls: type, data_fields: tuple[str, ...], meta_fields: tuple
 
 def installed() -> tuple[str, ...]:
     """Name the backends that can be imported here, without importing them."""
-    return tuple(name for name in BACKENDS if importlib.util.find_spec(name) is not None)
+    return tuple(filter(is_installed, BACKENDS))
+
+
+@functools.cache
+def is_installed(module: str) -> bool:
+    """Tell whether a module can be imported, without importing it."""
+    return importlib.util.find_spec(module) is not None
 
 
 def load(name: str) -> Namespace:

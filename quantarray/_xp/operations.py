@@ -1,17 +1,25 @@
 """Operations whose results, or whose names, differ between array libraries."""
 
+import functools
 import sys
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
 
 from quantarray._xp.libraries import JAX, NUMPY, TORCH, Array, Namespace, dtype, dtype_name
-from quantarray.formats import DTYPES
+from quantarray.formats import DTYPES, Float
 
 
 def divide(a: Array, b: Array | float, xp: Namespace) -> Array:
     """Divide as IEEE 754 does."""
     if xp.__name__ == JAX:
         # XLA's CPU compiler turns division by a broadcast or constant into multiplication by its
-        # reciprocal, which differs in the last bit; it cannot see through this select.
-        b = xp.where(a == a, b, 1)
+        # reciprocal, which differs in the last bit; it cannot see through the inner select. The
+        # outer one lets it compute what is done with the quotient in the same loop: it stores a
+        # quotient that is used twice, but not a selected one.
+        number = a == a
+        return xp.where(number, a / xp.where(number, b, 1), xp.nan)
     return a / b
 
 
@@ -31,7 +39,7 @@ def count_below(table: Array, x: Array, xp: Namespace) -> Array:
     if xp.__name__ != JAX:
         return xp.astype(xp.searchsorted(table, x, side="left"), xp.int32, copy=False)
     if table.size < 32:
-        return xp.searchsorted(table, x, side="left", method="compare_all")
+        return _jax_compare_all()(table, x)
     # A binary search without a loop, three times as fast as JAX's own, which no mesh can shard.
     steps = [1 << bit for bit in reversed(range(table.size.bit_length()))]
     padding = xp.full((2 * steps[0] - 1 - table.size,), xp.inf, dtype=table.dtype)
@@ -39,6 +47,131 @@ def count_below(table: Array, x: Array, xp: Namespace) -> Array:
     for step in steps:
         index = xp.where(lookup(table, index + (step - 1), xp) < x, index + step, index)
     return index
+
+
+@functools.cache
+def _jax_compare_all() -> Any:
+    """Give a search that XLA's CPU compiler vectorizes, as it does not that of searchsorted."""
+    jax = sys.modules["jax"]
+
+    def count(table: Array, x: Array) -> Array:
+        index = jax.numpy.zeros_like(x, dtype=jax.numpy.int32)
+        for entry in table:  # a sum over an axis of them would not do inside a reduction
+            index = index + (entry < x)
+        return index
+
+    return jax.jit(count)
+
+
+def nearest_magnitude(x: Array, format_: Float, most: int, xp: Namespace) -> Array | None:
+    """Round magnitudes to those of a format, ties to even.
+
+    Parameters
+    ----------
+    x : array of float32 or float64
+        Not negative.
+    format_ : Float
+        With a mantissa.
+    most : int
+        The largest code.
+    xp : namespace
+        The array's.
+
+    Returns
+    -------
+    array of int32, or None
+        Codes; None in libraries where `count_below` has to do.
+    """
+    # XLA vectorizes these few operations on bits, but no search in a table.
+    return _jax_nearest(format_, most)(x) if xp.__name__ == JAX else None
+
+
+@functools.cache
+def _jax_nearest(format_: Float, most: int) -> Any:
+    jax = sys.modules["jax"]
+    jnp, lax = jax.numpy, jax.lax
+
+    def nearest(x: Array) -> Array:
+        wide, integer = DTYPES[dtype_name(x.dtype)], jnp.dtype(f"int{8 * x.dtype.itemsize}")
+        lost = wide.mantissa - format_.mantissa
+        bits = lax.bitcast_convert_type(x, integer)
+        rounded = (bits + ((1 << (lost - 1)) - 1) + ((bits >> lost) & 1)) >> lost
+        normal = rounded - ((wide.bias - format_.bias) << format_.mantissa)
+        # Adding a number whose last bit is worth the smallest step rounds to steps.
+        shift = x.dtype.type(2.0 ** (1 - format_.bias + lost))
+        small = lax.bitcast_convert_type(x + shift, integer) - shift.view(integer)
+        code = jnp.where(x < format_.smallest_normal, small, normal)
+        return jnp.minimum(code, most).astype(jnp.int32)
+
+    return jax.jit(nearest)
+
+
+def join_bits(x: Array, lefts: Sequence[int], name: str, xp: Namespace) -> Array:
+    """Put the elements of the last axis together, each shifted left by its own number of bits.
+
+    They are cast to the dtype of a name first.
+    """
+    if xp.__name__ == JAX:
+        # XLA's CPU compiler does not vectorize what slices are taken from, and computes it anew for
+        # each of them.
+        x = cast(x, name, xp)
+        return _jax_or(x << xp.asarray(lefts, dtype=x.dtype), -1)
+    joined = None
+    for index, left in enumerate(lefts):
+        piece = cast(x[..., index], name, xp)
+        piece = piece << left if left else piece
+        joined = piece if joined is None else joined | piece
+    return joined
+
+
+def split_bits(x: Array, rights: Sequence[int], bits: int, xp: Namespace) -> Array:
+    """Take bytes apart along a new last axis: some bits, shifted right by their own number each."""
+    mask = (1 << bits) - 1
+    if xp.__name__ == JAX:  # which vectorizes no stack either
+        return (xp.expand_dims(x, -1) >> xp.asarray(rights, dtype=x.dtype)) & mask
+    parts = []
+    for right in rights:
+        piece = x >> right if right else x
+        parts.append(piece & mask if right + bits < 8 else piece)  # higher bits are those of others
+    return xp.stack(parts, axis=-1) if len(parts) > 1 else xp.expand_dims(x, axis=-1)
+
+
+def join_bytes(
+    x: Array, lefts: Sequence[int], places: Sequence[int], xp: Namespace
+) -> Array | None:
+    """Give bytes of the number that `join_bits` would give, were there integers so wide.
+
+    Parameters
+    ----------
+    x : array of uint8
+        Fields of the number along the last axis.
+    lefts : sequence of int
+        By how much each is shifted; evenly, if there are more than 4 bytes.
+    places : sequence of int
+        The lowest bit of each byte, of at most 8.
+    xp : namespace
+        The array's.
+
+    Returns
+    -------
+    array of uint8, shape (..., len(places)), or None
+        None in libraries where the bytes are put together as fast one by one.
+    """
+    if xp.__name__ != JAX:  # for the same reason as in join_bits
+        return None
+    table = np.reshape(lefts, (-(-len(places) // 4), -1))
+    first = np.min(table, axis=1)
+    fields = xp.reshape(xp.astype(x, xp.uint32), (*x.shape[:-1], *table.shape))
+    words = _jax_or(fields << xp.asarray(table - first[:, None], dtype=xp.uint32), -1)
+    up = first[:, None] - np.asarray(places)
+    bytes_ = xp.expand_dims(words, -1) << xp.asarray(np.maximum(up, 0), dtype=xp.uint32)
+    bytes_ = (bytes_ >> xp.asarray(np.maximum(-up, 0), dtype=xp.uint32)) & 255
+    return xp.astype(_jax_or(bytes_, -2), xp.uint8)
+
+
+def _jax_or(x: Array, axis: int) -> Array:
+    lax = sys.modules["jax"].lax
+    return lax.reduce(x, x.dtype.type(0), lax.bitwise_or, (axis % x.ndim,))
 
 
 def multiply(a: Array, b: Array, xp: Namespace) -> Array:
@@ -51,16 +184,69 @@ def multiply(a: Array, b: Array, xp: Namespace) -> Array:
     return product
 
 
+def matmul(a: Array, b: Array, exact: int | None, xp: Namespace) -> Array:
+    """Multiply matrices of float32 or float64 in full precision, or of 8 bit codes in int32.
+
+    `exact` is None for floats; for codes it is how many of their products any sum of which is at
+    most 2**24, so that float32 holds it in whatever order it is summed.
+    """
+    if xp.__name__ == JAX:
+        # By default it rounds float32 to fewer bits on GPUs and TPUs; it alone widens codes itself.
+        wide = None if exact is None else xp.int32
+        return xp.matmul(a, b, precision="highest", preferred_element_type=wide)
+    if exact is None:
+        return xp.matmul(a, b)
+    # Matrix products of integers wrap, and of int32 they take ten times as long or more. Codes of 8
+    # bits survive also where a library multiplies float32 as TF32 or bfloat16.
+    total = None
+    size = a.shape[-1]
+    for start in range(0, size, exact):
+        part = slice(start, min(start + exact, size))
+        left = xp.astype(a[..., part], xp.float32)
+        right = xp.astype(b[part] if b.ndim == 1 else b[..., part, :], xp.float32)
+        product = xp.astype(xp.matmul(left, right), xp.int32)
+        total = product if total is None else total + product
+    return total
+
+
 def extremes(x: Array, axes: tuple[int, ...], xp: Namespace) -> tuple[Array, Array]:
     """Give the smallest and largest elements along axes, which stay with length 1.
 
-    Where an element is NaN neither is finite.
+    Where an element is NaN, so is one of them at least.
     """
-    low = high = x
     if xp.__name__ == JAX:
-        # XLA's reduction on a CPU loses NaN once it is vectorized, from some 4000 elements on.
-        low, high = xp.where(x == x, x, -xp.inf), xp.where(x == x, x, xp.inf)
-    return xp.min(low, axis=axes, keepdims=True), xp.max(high, axis=axes, keepdims=True)
+        return _jax_extremes(x, axes)
+    return xp.min(x, axis=axes, keepdims=True), xp.max(x, axis=axes, keepdims=True)
+
+
+def _jax_extremes(x: Array, axes: tuple[int, ...]) -> tuple[Array, Array]:
+    """Keep NaN, which XLA's own reductions on a CPU lose once they are vectorized.
+
+    What would be computed for them alone is stored first, as another array of x's size.
+    """
+    jax = sys.modules["jax"]
+    lax, jnp = jax.lax, jax.numpy
+    if x.ndim - 1 not in axes:
+        # One loop over both, as below, would jump from row to row.
+        lost = jnp.any(x != x, axis=axes, keepdims=True)
+        low, high = jnp.min(x, axis=axes, keepdims=True), jnp.max(x, axis=axes, keepdims=True)
+        return jnp.where(lost, jnp.nan, low), jnp.where(lost, jnp.nan, high)
+    # Integers that have the order of the numbers, and NaN beyond Inf, reduced in one loop.
+    limits = jnp.iinfo(f"int{8 * x.dtype.itemsize}")
+
+    def in_order(bits: Array) -> Array:  # its own inverse
+        return bits ^ ((bits >> (limits.bits - 1)) & limits.max)
+
+    def both(a: tuple[Array, Array], b: tuple[Array, Array]) -> tuple[Array, Array]:
+        return lax.min(a[0], b[0]), lax.max(a[1], b[1])
+
+    keys = in_order(lax.bitcast_convert_type(x, limits.dtype))
+    start = limits.dtype.type(limits.max), limits.dtype.type(limits.min)
+    low, high = (
+        lax.bitcast_convert_type(in_order(jnp.expand_dims(found, axes)), x.dtype)
+        for found in lax.reduce((keys, keys), start, both, axes)
+    )
+    return low, high
 
 
 def clip(x: Array, low: float, high: float, xp: Namespace) -> Array:
