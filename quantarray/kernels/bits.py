@@ -1,4 +1,4 @@
-"""Floats as their bits, for compiled loops: Numba chooses what each does by the types it is given."""
+"""Floats as their bits, for compiled loops: what each function does depends on its types."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ def as_float(x: Any) -> Any:
 
 
 def fit(x: Any, like: Any) -> Any:
-    """Cast to the integer type of another, since Numba computes with 64 bits."""
+    """Cast to the type of another number, since Numba computes with 64 bits."""
 
 
 def magnitude(x: Any) -> Any:
@@ -52,6 +52,10 @@ def _as_float(x: Any) -> Any:
 def _fit(x: Any, like: Any) -> Any:
     if like == types.int64:
         return lambda x, like: np.int64(x)
+    if like == types.float64:
+        return lambda x, like: np.float64(x)
+    if like == types.float32:
+        return lambda x, like: np.float32(x)
     return lambda x, like: np.int32(x)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from numba import types
 from numba.extending import overload
 
-from quantarray.kernels.bits import as_bits, flushed, magnitude
+from quantarray.kernels.bits import as_bits, fit, flushed, magnitude
 from quantarray.kernels.compiling import compiled, entry
 from quantarray.kernels.loops import SPAN, spread
 from quantarray.kernels.plans import SIGNED, TABLE, UNSIGNED
@@ -101,6 +101,18 @@ def _read_bits(p: Any, data: Any, first: int, work: Any) -> None:
         work[i] = table[code]
 
 
+@compiled
+def _scale_bytes(signed: bool, codes: Any, scale: Any, values: Any) -> None:
+    """Multiply codes that are their values by the scale of their block."""
+    if signed:
+        numbers = codes.view(np.int8)
+        for i in range(values.size):
+            values[i] = fit(numbers[i], scale[i]) * scale[i]
+    else:
+        for i in range(values.size):
+            values[i] = fit(codes[i], scale[i]) * scale[i]
+
+
 @entry
 def dequantize(
     plan: Any, data: Any, rows: Any, share: Any, found: Any, out: Any, work: Any
@@ -134,8 +146,13 @@ def dequantize(
                 first = rows.first + rows.offsets[row] + left
                 target = out[first : first + right - left]
                 values = target.view(dtype) if direct else work[: right - left]
-                unpack(p, data, 8 * row * rows.row_bytes + left * p.width, values)
-                _scale(p, values, scale_row, zero_row, offset_row, small)
+                bit = 8 * row * rows.row_bytes + left * p.width
+                if p.simple and not small:
+                    codes = data[bit // 8 : bit // 8 + right - left]
+                    _scale_bytes(p.kind == SIGNED, codes, scale_row, values)
+                else:
+                    unpack(p, data, bit, values)
+                    _scale(p, values, scale_row, zero_row, offset_row, small)
                 if not direct:
                     for i in range(target.size):
                         target[i] = narrowed(values[i], target[0])

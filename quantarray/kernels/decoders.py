@@ -27,6 +27,8 @@ class Decoder(NamedTuple):
     signed_point: bool
     has_offset: bool
     factor: Any
+    # Whether values are codes times a scale.
+    simple: bool
     # See `decoder._scaled`.
     tiny: Any
     safe: Any
@@ -66,8 +68,9 @@ def decoder(scheme: Scheme, original: str, dtype: str) -> tuple[Decoder, Numbers
     width = element.bits if simple else 8
     limit = min(LARGEST[working], LARGEST[dtype])
     least, most, resolution = codec.limits_of(element)
+    kind = _byte_kind(plain, width)
     plan = Decoder(
-        kind=_byte_kind(plain, width),
+        kind=kind,
         width=width,
         high_first=scheme.packing.order == "msb",
         flip=np.uint8(128 if simple and scheme.packing.centred else 0),
@@ -76,6 +79,7 @@ def decoder(scheme: Scheme, original: str, dtype: str) -> tuple[Decoder, Numbers
         signed_point=isinstance(element, Integer) and element.signed,
         has_offset=scheme.zero_kind == "offset",
         factor=real(factor),
+        simple=kind in (SIGNED, UNSIGNED) and factor == 1 and scheme.zero_kind is None,
         tiny=real(math_.tiny),
         safe=real(limit / 8 / (most - min(least, 0.0))),
         largest_offset=real(limit / 2),
