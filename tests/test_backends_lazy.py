@@ -21,6 +21,7 @@ from quantarray import (
     encode,
     fake_quantize,
     from_codes,
+    matmul,
     quantize,
     quantize_to_int4,
     quantize_to_int8,
@@ -34,6 +35,7 @@ TAGGED = (
     encode,
     fake_quantize,
     from_codes,
+    matmul,
     quantize,
     quantize_to_int4,
     quantize_to_int8,
@@ -150,3 +152,10 @@ def test_notebook(xp):
         assert_same(scale, expected_scale, xp)
         expected = getattr(qa, back.__name__)(expected_codes, expected_scale)
         assert_same(back(codes, scale), np.asarray(expected), xp)
+
+
+def test_products_of_codes(xp):
+    codes = np.random.default_rng(0).integers(-128, 128, (6, 40)).astype(np.int8)
+    expected = codes.astype(np.int32) @ codes.T.astype(np.int32)
+    x = to_backend(codes, xp)
+    assert_same(matmul(x, to_backend(codes.T.copy(), xp)), expected, xp)

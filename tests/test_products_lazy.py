@@ -12,10 +12,15 @@ from quantarray import _xp
 from quantarray.products import matmul
 
 
+def not_here(backend):
+    """Skip what another session tests."""
+    if backend not in BACKENDS:
+        pytest.skip(f"tests of {backend}: this is the session of {', '.join(BACKENDS)}")
+
+
 def test_traced_products():
     """jax.jit gives what eager calls do."""
-    if "jax" not in BACKENDS:
-        pytest.skip("another session's")
+    not_here("jax")
     xp, jax = _xp.load("jax"), pytest.importorskip("jax")
     w, x = to_backend(normal(8, 64), xp), to_backend(normal(64), xp)
     for scheme in ("int4", "nf4", "uint8"):
@@ -35,8 +40,7 @@ def test_traced_products():
 
 
 def test_dask_stays_lazy():
-    if "dask" not in BACKENDS:
-        pytest.skip("another session's")
+    not_here("dask")
     xp = _xp.load("dask")
     dask = sys.modules["dask"]
 
@@ -59,8 +63,7 @@ def test_dask_stays_lazy():
 @pytest.fixture
 def fresh_compiler():
     """Forget what torch.compile compiled: all of it shares one limit."""
-    if "torch" not in BACKENDS:
-        pytest.skip("another session's")
+    not_here("torch")
     torch = pytest.importorskip("torch")
     torch.compiler.reset()
     return torch

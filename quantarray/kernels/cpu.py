@@ -75,7 +75,7 @@ def quantize(x: Numbers, task: Task) -> Result | None:
     """
     scheme, given = task.scheme, task.given is not None
     found = None if task.key is not None else encoders.encoder(scheme, task.dtype, given)
-    if found is None:
+    if found is None or (found[0].tail_divides and not _are_tails_of_rows(task)):
         return None
     plan, record = found
     x = memory.aligned(x)
@@ -162,6 +162,13 @@ def _work(
     rows, bands = memory.rows_of(*layout)
     workers = threads.count() if x.size > ALONE else 1
     return Work(record, seen, rows._replace(first=first), bands, task.arithmetic.dtype, workers)
+
+
+def _are_tails_of_rows(task: Task) -> bool:
+    """Tell whether no blocks are cut short but by the ends of rows."""
+    blocks = task.blocks
+    ragged = [n % extent for n, extent in zip(blocks.shape, blocks.extents, strict=True)]
+    return not any(ragged[:-1]) and (task.scheme.block.flat or 0) <= blocks.shape[-1]
 
 
 def _data_shape(task: Task) -> tuple[int, ...]:

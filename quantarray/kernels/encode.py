@@ -216,7 +216,8 @@ def quantize(
             whole = columns
             if p.tail_divides and right == columns and columns % size:
                 whole = columns // size * size
-                factor[n - 1] = max(scale[n - 1], p.tiny)
+                last = scale[n - 1]
+                factor[n - 1] = p.tiny if p.guarded and abs(last) < p.tiny else last
             small = _has_small(p, scale[:n])
             prepares = small or p.prepares or whole < columns
             if prepares and ones.size == 0:
