@@ -139,7 +139,7 @@ def cupy(session: nox.Session) -> None:
 @nox.session
 def minimums(session: nox.Session) -> None:
     """Run the suite on NumPy with the lowest supported versions."""
-    session.install("-e", ".[cli,io]", *lowest("cli", "io"), *group("test"))
+    session.install("-e", ".[cli,fast,io]", *lowest("cli", "fast", "io"), *group("test"))
     session.run("python", "-m", "pip", "list")
     run_pytest(session, "numpy")
 
@@ -154,7 +154,7 @@ def wheel(session: nox.Session) -> None:
         shutil.rmtree(folder, ignore_errors=True)
     session.run("python", "-m", "build", "--outdir", str(dist))
     (built,) = dist.glob("*.whl")
-    session.install(f"{built}[cli,io]", *group("test"))
+    session.install(f"{built}[cli,fast,io]", *group("test"))
 
     # Everything but the package, so that only the wheel can be imported.
     ignore = shutil.ignore_patterns(".*cache", ".git", ".nox", ".venv", "__pycache__", "quantarray")

@@ -96,7 +96,7 @@ def _scaled(
     least, most, resolution = codec.limits_of(element)
     safe = limit / 8 / (most - min(least, 0.0))
     # No product is subnormal.
-    held = task.concrete and bool(xp.min(xp.abs(scale)) * resolution >= math_.tiny)
+    held = task.concrete and bool(xp.min(xp.abs(scale)) * (resolution * factor) >= math_.tiny)
     near = task.concrete and bool(xp.max(xp.abs(scale)) < safe)
     if near and (offset is None or bool(xp.max(xp.abs(offset)) < limit / 2)):
         values = math_.multiply(view, scale)
@@ -113,5 +113,6 @@ def _scaled(
             shift = math_.flush(_xp.multiply(offset, part, xp))
             values = math_.add(math_.flush(values), shift)
         values = xp.minimum(xp.maximum(values, -limit * part), limit * part) / part
-    whole = isinstance(element, Integer) and task.scheme.scale.least is None
+    units = isinstance(element, Integer) and element.steps * factor == 1
+    whole = units and task.scheme.scale.least is None
     return values if (whole or held) and offset is None else math_.flush(values)

@@ -265,8 +265,11 @@ def _divide(view: Array, parameters: Parameters, tail: Array | None, task: Task)
     if task.scheme.scale.least is not None or task.scheme.scale.outer is not None:
         # A scale of 0 or a subnormal one, which some libraries take for 0, divides nothing.
         scale = _xp.where(xp.abs(scale) < math_.tiny, math_.tiny, scale, xp)
-    if task.scheme.rounding.quotient == "divide":
-        quotient = math_.divide(view, scale)
-        return quotient if steps == 1 else math_.multiply(quotient, steps)
-    quotient = math_.by_reciprocal(view, scale, steps)
-    return quotient if tail is None else _xp.where(tail, math_.divide(view, scale), quotient, xp)
+    product = None
+    if task.scheme.rounding.quotient != "divide":
+        product = math_.by_reciprocal(view, scale, steps)
+        if tail is None:
+            return product
+    quotient = math_.divide(view, scale)
+    quotient = quotient if steps == 1 else math_.multiply(quotient, steps)
+    return quotient if product is None else _xp.where(tail, quotient, product, xp)

@@ -14,11 +14,14 @@ from quantarray.task import Task
 
 if SESSION is None:  # a session of nox has Numba, or fails
     pytest.importorskip("numba")
+import numba as numba
+
 from quantarray.kernels import cpu
 
 NUMPY = _xp.load("numpy")
 # Cases of the corpus that no block is too large in.
 TAME = slice(0, 7)
+TRANSPOSED = ("gptq:int2", "gptq:int3", "gptq:int4", "gptq:int8", "awq:int4")
 
 NEVER = frozenset({"ternary", "binary", "onnx:int16", "onnx:uint16", "mlx:nvfp4_global"})
 # Schemes that round each step, or what they store, to the dtype of the input.

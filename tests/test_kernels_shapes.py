@@ -202,6 +202,14 @@ def test_other_byte_order(scheme):
         assert_same(found.parts()[name], part, NUMPY)
 
 
+@pytest.mark.parametrize("scheme", ["int8", "mlx:affine3", "uint4", "faiss:sq8", "nvfp4"])
+def test_other_byte_order_of_what_is_stored(scheme):
+    q = qa.quantize(normal(8, 128), scheme)
+    parts = {name: part.astype(part.dtype.newbyteorder("S")) for name, part in q.parts().items()}
+    swapped = qa.QuantizedArray.from_parts(parts, q.scheme, q.shape, q.dtype_name)
+    assert_same(swapped.dequantize(), q.dequantize(), NUMPY)
+
+
 def root(x):
     while isinstance(x, np.ndarray) and x.base is not None:
         x = x.base
@@ -296,7 +304,12 @@ def test_a_second_signature_is_not_compiled_for_other_strides():
         assert_fused(x, "int8", (dtype,))
     before = compiled()
     for scheme in qa.schemes():
-        for one in (x, lay_out(x, "fortran"), lay_out(x, "strided"), np.broadcast_to(x[0], (9, 66))):
+        for one in (
+            x,
+            lay_out(x, "fortran"),
+            lay_out(x, "strided"),
+            np.broadcast_to(x[0], (9, 66)),
+        ):
             qa.quantize(one.astype(np.float32, copy=False), scheme).dequantize()
             qa.quantize(one.astype(ml_dtypes.bfloat16, copy=False), scheme).dequantize()
     assert compiled() == before

@@ -1,36 +1,34 @@
 """Fused kernels on numbers that need care: not finite, subnormal, huge, ties, given scales."""
 
-import builtins
 import subprocess
 import sys
 
-import ml_dtypes
 import numpy as np
 import pytest
 from corpus import KINDS, corpus, poisoned
 from fused import (
     NUMPY,
     TAME,
+    TRANSPOSED,
     assert_decoded,
     assert_fused,
     assert_quantized,
-    assert_result,
     cpu,
+    is_fused,
     normal,
+    numba,
     task_of,
 )
-from helpers import assert_same, assert_same_quantized, bits
+from helpers import assert_same, assert_same_quantized
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 import quantarray as qa
 from quantarray import _xp, pipeline
-from quantarray.kernels import decode
-from quantarray.kernels import bits as loops
+from quantarray.kernels import bits, decode
 from quantarray.parameters import Parameters
 from quantarray.scheme import Scale
-import numba
 
 pytestmark = pytest.mark.backend_independent
 
@@ -43,20 +41,20 @@ def fused(monkeypatch):
     monkeypatch.setenv("QUANTARRAY_KERNELS", "fused")
 
 
-def both_ways(monkeypatch, call):
+def both_ways(monkeypatch, function, *arguments, **options):
     """Give what a call gives, or the message of its error, with and without kernels."""
     found = []
     for way in ("fused", "generic"):
         monkeypatch.setenv("QUANTARRAY_KERNELS", way)
         try:
-            found.append(call())
+            found.append(function(*arguments, **options))
         except qa.QuantArrayError as error:
             found.append(str(error))
     return found
 
 
-def assert_both_ways(monkeypatch, call):
-    found, expected = both_ways(monkeypatch, call)
+def assert_both_ways(monkeypatch, x, *arguments, **options):
+    found, expected = both_ways(monkeypatch, qa.quantize, x, *arguments, **options)
     if isinstance(expected, str):
         assert found == expected
     else:
@@ -89,24 +87,27 @@ def test_nor_in_long_rows_that_threads_share(place, monkeypatch):
             assert cpu.quantize(*task_of(x, scheme, **options)) is None
 
 
+# The generic path warns where numbers that it then drops overflow.
+overflows = pytest.mark.filterwarnings("ignore:overflow:RuntimeWarning")
+
+
+@overflows
 @pytest.mark.parametrize("nonfinite", ["raise", "propagate", "saturate"])
 @pytest.mark.parametrize("scheme", FEW)
 def test_nonfinite(scheme, nonfinite, monkeypatch):
     for kind in ("own", "case", "column", "ragged group", "tile"):
         for x in (poisoned()[TAME], corpus()[TAME], corpus()):
-            assert_both_ways(
-                monkeypatch, lambda: qa.quantize(x, scheme, nonfinite=nonfinite, **KINDS[kind])
-            )
+            assert_both_ways(monkeypatch, x, scheme, nonfinite=nonfinite, **KINDS[kind])
 
 
 def test_the_message_of_what_is_refused(monkeypatch):
     x = normal(5, 70)
     x[3, 5] = np.nan
-    message = assert_both_ways(monkeypatch, lambda: qa.quantize(x))
+    message = assert_both_ways(monkeypatch, x)
     assert "1 NaN or Inf of 350 elements, the first at (3, 5)" in message
     x[3, 5] = 3e38
     x[3, 6] = -3e38
-    message = assert_both_ways(monkeypatch, lambda: qa.quantize(x, "mlx:affine4"))
+    message = assert_both_ways(monkeypatch, x, "mlx:affine4")
     assert "beyond" in message
 
 
@@ -128,15 +129,14 @@ GIVEN = [
 ]
 
 
+@overflows
 @pytest.mark.parametrize("nonfinite", ["raise", "propagate", "saturate"])
 @pytest.mark.parametrize(("scheme", "given_"), GIVEN)
 def test_given_parameters(scheme, given_, nonfinite, monkeypatch):
     for kind in ("own", "case", "ragged group"):
         for x in (corpus()[TAME], poisoned(), normal(3, 8, 96)):
-            assert_both_ways(
-                monkeypatch,
-                lambda: qa.quantize(x, scheme, nonfinite=nonfinite, **given_, **KINDS[kind]),
-            )
+            options = {"nonfinite": nonfinite, **given_, **KINDS[kind]}
+            assert_both_ways(monkeypatch, x, scheme, **options)
 
 
 @pytest.mark.parametrize("scheme", ["int8", "uint4", "fp8_e4m3", "nf4", OFFSET])
@@ -168,7 +168,7 @@ def test_a_given_nan_is_left_to_the_generic_path(scheme):
 def test_decoding_what_was_poisoned(scheme, monkeypatch):
     q = qa.quantize(poisoned()[TAME], scheme, group_size=20, nonfinite="propagate")
     for dtype in ("float16", "bfloat16", "float32", "float64"):
-        found, expected = both_ways(monkeypatch, lambda: q.dequantize(dtype))
+        found, expected = both_ways(monkeypatch, q.dequantize, dtype)
         assert_same(found, expected, NUMPY)
         assert np.isnan(found).any()
 
@@ -178,16 +178,20 @@ def test_decoding_scales_of_any_size(dtype):
     """Products that are subnormal, or too large, in what is decoded to."""
     powers = 2.0 ** np.arange(-126, 128, 2, dtype=np.float32)[:, None]
     codes = np.broadcast_to(np.arange(-127, 128, dtype=np.int8), (len(powers), 255))
-    for scheme in ("int8", "mxint8"):
-        for factor in (1, 1.7):
-            scale = powers * np.float32(factor if scheme == "int8" else 1)
-            q = qa.from_codes(codes, qa.scheme(scheme, channel_axis=0), scale=scale)
-            task = q._task(NUMPY)
-            stored = pipeline.Result(q.data, q.scale_data)
-            assert_decoded(stored, task, dtype, fused=None)
-            held = slice(0, 60)
-            some = qa.from_codes(codes[held], q.scheme, scale=scale[held])
-            assert_decoded(pipeline.Result(some.data, some.scale_data), some._task(NUMPY), dtype)
+    for factor in (1, 1.7):
+        scale = powers * np.float32(factor)
+        for rows, fused in ((slice(0, 128), None), (slice(0, 60), True)):
+            q = qa.from_codes(codes[rows], qa.scheme("int8", channel_axis=0), scale=scale[rows])
+            assert_decoded(
+                pipeline.Result(q.data, q.scale_data), q._task(NUMPY), dtype, fused=fused
+            )
+
+
+@pytest.mark.parametrize("scheme", ["mxint8", "bnb:int8_rows"])
+def test_subnormal_products_of_codes_with_steps(scheme):
+    codes = np.arange(-127, 128, dtype=np.int8)[None]
+    q = qa.from_codes(codes, scheme, scale=2.0**-124)
+    assert_decoded(pipeline.Result(q.data, q.scale_data), q._task(NUMPY))
 
 
 @numba.njit(error_model="numpy")
@@ -202,7 +206,7 @@ def narrow(x, like):
 def widen(x):
     found = np.empty(x.size, np.int32)
     for i in range(x.size):
-        found[i] = loops.widened(x[i])
+        found[i] = bits.widened(x[i])
     return found
 
 
@@ -212,22 +216,133 @@ STAND_INS = {"float16": np.int16, "bfloat16": np.uint16}
 @pytest.mark.parametrize("dtype", STAND_INS)
 def test_every_number_of_16_bits(dtype):
     """And what lies between two of them, and the next above and below that."""
-    kind = _xp.dtype(NUMPY, dtype)
-    every = np.arange(1 << 16, dtype=np.uint16).view(kind)
-    with np.errstate(invalid="ignore"):
-        wide = every.astype(np.float32)
-    assert_same(widen(every.view(STAND_INS[dtype])).view(np.float32), bits_of_nan(wide), NUMPY)
-    positive = np.sort(np.abs(wide[np.isfinite(wide)].astype(np.float64)))
-    largest = positive[-1]
-    positive = np.append(positive, largest + (largest - positive[-3]))
-    between = ((positive[1:] + positive[:-1]) / 2).astype(np.float32)
-    edges = [between, np.nextafter(between, np.float32(0)), np.nextafter(between, np.float32(1e39))]
-    all_ = np.concatenate([wide, *edges, positive.astype(np.float32)])
-    all_ = np.concatenate([all_, -all_, [np.float32(np.finfo(np.float32).max)]]).astype(np.float32)
+    kind, stand_in = _xp.dtype(NUMPY, dtype), STAND_INS[dtype]
+    every = np.arange(1 << 16, dtype=np.uint16)
+    wide = every.view(kind).astype(np.float32)
+    assert_same(widen(every.view(stand_in)).view(np.float32), wide, NUMPY)
+    steps = np.unique(np.abs(wide[np.isfinite(wide)])).astype(np.float64)
+    steps = np.append(steps, 2 * steps[-1] - steps[-2])
+    between = ((steps[1:] + steps[:-1]) / 2).astype(np.float32)
+    low, high = (np.nextafter(between, np.float32(end)) for end in (0, np.inf))
+    x = np.concatenate([wide, between, low, high, -between, -low, -high])
+    x = np.append(x, np.float32([np.finfo(np.float32).max, 1e-45, -1e-45]))
     with np.errstate(over="ignore", invalid="ignore"):
-        expected = all_.astype(kind)
-    assert_same(narrow(all_, np.zeros(1, STAND_INS[dtype])).view(kind), expected, NUMPY)
+        expected = x.astype(kind)
+    assert_same(narrow(x, np.zeros(1, stand_in)).view(kind), expected, NUMPY)
 
 
-def bits_of_nan(x):
-    return x
+number = st.one_of(
+    st.floats(width=32, allow_nan=False, allow_infinity=False),
+    st.floats(-8, 8, width=32),
+    st.integers(-300, 300).map(lambda n: n / 2),
+    st.sampled_from([0.0, -0.0, 1e-45, -1e-45, 1.1e-38, 1.2e-38, 3.4e38, -3.4e38, 1e38]),
+)
+
+
+DRAWN = [name for name in qa.schemes() if is_fused(name, "float32")]
+
+
+@st.composite
+def cases(draw):
+    """Draw an array, a preset, and what shares a scale in it."""
+    shape = tuple(draw(st.lists(st.integers(1, 9), min_size=1, max_size=3)))
+    elements = draw(st.sampled_from([number, st.floats(-8, 8, width=32)]))
+    x = draw(arrays(np.float32, shape, elements=elements))
+    scheme = draw(st.sampled_from(DRAWN))
+    if scheme in TRANSPOSED and len(shape) < 2:
+        scheme = "int4"
+    axis = draw(st.integers(-len(shape), len(shape) - 1))
+    options = draw(
+        st.sampled_from(
+            [
+                {},
+                {"channel_axis": axis},
+                {"group_size": draw(st.integers(1, 40)), "group_axis": axis},
+                {"block": tuple(draw(st.integers(1, 5)) for _ in shape)},
+                {"flat": draw(st.integers(1, 40))} if scheme not in TRANSPOSED else {},
+            ]
+        )
+    )
+    return x, scheme, options
+
+
+@overflows
+@settings(deadline=None, max_examples=300)
+@given(case=cases())
+def test_whatever_is_fused_is_right(case):
+    x, scheme, options = case
+    try:
+        stored, task = assert_quantized(x, scheme, fused=None, **options)
+    except qa.QuantArrayError:  # beyond what the scheme reaches
+        assert cpu.quantize(*task_of(x, scheme, **options)) is None
+        return
+    for dtype in ("float16", "bfloat16", "float32"):
+        assert_decoded(stored, task, dtype, fused=None)
+
+
+@settings(deadline=None, max_examples=100)
+@given(x=arrays(np.float32, (3, 40), elements=st.floats(-1000, 1000, width=32)))
+def test_tame_numbers_are_fused(x):
+    for scheme in FEW:
+        assert_fused(x, scheme, group_size=16)
+
+
+def refuse(*arguments):
+    raise AssertionError("a kernel was called")
+
+
+def test_kernels_can_be_turned_off(monkeypatch):
+    x = normal(4, 64)
+    q = qa.quantize(x)
+    monkeypatch.setattr(cpu, "quantize", refuse)
+    monkeypatch.setattr(cpu, "dequantize", refuse)
+    with pytest.raises(AssertionError, match="a kernel was called"):
+        qa.quantize(x)
+    with pytest.raises(AssertionError, match="a kernel was called"):
+        q.dequantize()
+    monkeypatch.setenv("QUANTARRAY_KERNELS", "generic")
+    assert_same_quantized(qa.quantize(x), q, NUMPY)
+
+
+def test_kernels_are_on_by_default(monkeypatch):
+    monkeypatch.delenv("QUANTARRAY_KERNELS")
+    monkeypatch.setattr(cpu, "quantize", refuse)
+    with pytest.raises(AssertionError, match="a kernel was called"):
+        qa.quantize(normal(4, 64))
+
+
+@pytest.mark.parametrize("value", ["", "off", "FUSED", "x" * 9999])
+def test_other_values_of_the_switch_are_refused(value, monkeypatch):
+    q = qa.quantize(normal(4, 64))
+    monkeypatch.setenv("QUANTARRAY_KERNELS", value)
+    message = r"QUANTARRAY_KERNELS=.{0,200}: expected fused or generic$"
+    with pytest.raises(qa.QuantArrayError, match=message):
+        qa.quantize(normal(4, 64))
+    with pytest.raises(qa.QuantArrayError, match=message):
+        q.dequantize()
+
+
+def test_without_numba_the_generic_path_is_taken(monkeypatch):
+    x = normal(4, 64)
+    q = qa.quantize(x)
+    installed = _xp.is_installed
+    monkeypatch.setattr(_xp, "is_installed", lambda name: name != "numba" and installed(name))
+    monkeypatch.setattr(cpu, "quantize", refuse)
+    monkeypatch.setattr(cpu, "dequantize", refuse)
+    assert_same_quantized(qa.quantize(x), q, NUMPY)
+
+
+def test_numba_is_not_imported_before_it_is_used():
+    program = """
+import sys, numpy as np, quantarray as qa
+assert "numba" not in sys.modules
+import os
+os.environ["QUANTARRAY_KERNELS"] = "generic"
+qa.quantize(np.ones((4, 64), np.float32)).dequantize()
+assert "numba" not in sys.modules
+os.environ["QUANTARRAY_KERNELS"] = "fused"
+qa.quantize(np.zeros((0, 3), np.float32)).dequantize()
+qa.quantize(np.ones((4, 64), np.float32)).dequantize()
+assert "numba" in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=120)

@@ -128,8 +128,8 @@ def residence(x: Array, xp: Namespace) -> str | None:
     if name == "numpy":
         return "host"
     if name == "torch":
-        there = x.device.type == "cpu" and not x.requires_grad and is_concrete(x, xp)
-        return "host" if there else None
+        plain = type(x) is sys.modules["torch"].Tensor and not x.requires_grad
+        return "host" if plain and x.device.type == "cpu" and is_concrete(x, xp) else None
     if name == "jax":
         # An array over several devices keeps its sharding on the generic path.
         devices = x.devices() if is_concrete(x, xp) else ()

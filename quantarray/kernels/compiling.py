@@ -15,6 +15,7 @@ import numba
 
 # Loops that others call: compiled into those.
 compiled = numba.njit(nogil=True, error_model="numpy")
+inlined = numba.njit(nogil=True, error_model="numpy", forceinline=True)
 
 
 def entry(function: Callable[..., Any], **options: Any) -> Any:

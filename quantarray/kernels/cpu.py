@@ -133,7 +133,7 @@ def dequantize(stored: Result, task: Task, dtype: str, out: Numbers | None) -> N
     if not plans.packs(task.scheme):
         codes = storage.unpack(codes, blocks.shape, task)
     codes = memory.flat(codes).view(np.uint8)
-    if out is None or not (out.flags.c_contiguous and out.flags.aligned):
+    if out is None or not (out.flags.c_contiguous and out.flags.aligned and out.dtype.isnative):
         out = memory.room(blocks.shape, _xp.dtype(task.xp, dtype))
     work, parameters = _work(out, blocks, task, plan, record, dtype), _stored(stored, task)
     done = []

@@ -7,9 +7,10 @@ Every byte comes from memory once. What the steps compute, and how they round, i
 from typing import Any
 
 import numpy as np
+from numba.extending import register_jitable
 
 from quantarray.kernels.bits import as_bits, flushed
-from quantarray.kernels.compiling import compiled, entry
+from quantarray.kernels.compiling import compiled, entry, inlined
 from quantarray.kernels.loops import (
     DERIVE,
     MEASURE,
@@ -161,9 +162,84 @@ def _is_beyond(low: Any, high: Any, limit: Any) -> bool:
     return beyond
 
 
+@inlined
+def _measure(
+    rule: int, memory: Any, rows: Any, members: Any, left: int, right: int, found: Any, space: Any
+) -> None:
+    """Find the ranges of the blocks of some rows between two columns."""
+    (low, high), (bits, spare), size = found, space, rows.size
+    low[:], high[:] = np.inf, -np.inf
+    for row in members:
+        for a in range(left, right, SPAN):
+            z = min(a + SPAN, right)
+            k, m = a // size - left // size, (z - 1) // size - left // size + 1
+            elements = _elements(memory, rows, row, a, bits[: z - a])
+            extremes(rule, elements, a, size, low[k:m], high[k:m], spare)
+
+
+@register_jitable
+def _elements(memory: Any, rows: Any, row: int, column: int, bits: Any) -> Any:
+    """Give the bits of elements: those in memory, if they lie there as they are needed."""
+    first = rows.first + rows.offsets[row] + column * rows.step
+    if rows.step == 1 and memory.itemsize == bits.itemsize:
+        return memory[first : first + bits.size].view(bits.dtype)
+    load(memory, first, rows.step, bits)
+    return bits
+
+
+@inlined
+def _encode(
+    p: Any,
+    memory: Any,
+    rows: Any,
+    members: Any,
+    left: int,
+    right: int,
+    parameters: Any,
+    space: Any,
+    out: Any,
+) -> None:
+    """Encode some rows between two columns, with the parameters of their blocks."""
+    scale, factor, zero = parameters
+    (bits, spare), factor_row, zero_row, ones, codes = space
+    size, columns, dtype = rows.size, rows.columns, scale.dtype
+    whole = columns // size * size if p.tail_divides and right == columns else columns
+    small = _has_small(p, scale)
+    prepares = small or p.prepares or whole < columns
+    for row in members:
+        for a in range(left, right, SPAN):
+            z = min(a + SPAN, right)
+            k, m = a // size - left // size, (z - 1) // size - left // size + 1
+            elements = _elements(memory, rows, row, a, bits[: z - a])
+            if row == members[0] or right - left > SPAN:
+                spread(factor[k:m], a, size, factor_row[: z - a], spare)
+                if p.uses_zero:
+                    spread(zero[k:m], a, size, zero_row[: z - a], spare)
+            by, multiply = factor_row, p.multiplies
+            if prepares:
+                bits[: z - a] = elements
+                elements = bits[: z - a]
+                work, cut = elements.view(dtype), min(max(whole - a, 0), z - a)
+                divide(p, work[:cut], multiply, factor_row, zero_row, small)
+                divide(p, work[cut:], False, factor_row[cut:], zero_row[cut:], small)
+                by, multiply = ones, True
+            start = row * rows.row_bytes + a * p.width // 8
+            stop = row * rows.row_bytes + z * p.width // 8
+            target = out[start : (row + 1) * rows.row_bytes if z == columns else stop]
+            plain = target.size == z - a and p.width == 8
+            into = target if plain else codes[: z - a]
+            round_off(p, elements.view(dtype), multiply, by, zero_row, into)
+            if p.zero_first:
+                _clear(scale[k:m], a, size, into)
+            if not plain:
+                if z == columns:
+                    codes[z - a : z - a + 64] = p.padding
+                pack(p, codes, target)
+
+
 @entry
 def quantize(
-    phases: int, plan: Any, outer: Any, memory: Any, rows: Any, share: Any, found: Any, buffer: Any
+    phases: int, plan: Any, outer: Any, memory: Any, rows: Any, share: Any, found: Any, bits: Any
 ) -> bool:
     """Run phases of the pipeline on a share of the rows and columns of an array.
 
@@ -174,10 +250,10 @@ def quantize(
     most = (min(share.stretch, share.stop - share.start) - 1) // size + 2
     low, high, zero = np.empty(most, dtype), np.empty(most, dtype), np.empty(most, dtype)
     scale, factor, code = np.empty(most, dtype), np.empty(most, dtype), np.zeros(most, np.uint8)
-    factor_row, zero_row = np.empty(SPAN, dtype), np.empty(SPAN, dtype)
-    ones = np.ones(0, dtype)
-    codes, spare = np.empty(SPAN + 64, np.uint8), np.empty(2 * SPAN, buffer.dtype)
-    direct = rows.step == 1 and memory.itemsize == buffer.itemsize
+    working = bits, np.empty(2 * SPAN, bits.dtype)
+    row_of_factors, row_of_zeros = np.empty(SPAN, dtype), np.empty(SPAN, dtype)
+    codes, ones = np.empty(SPAN + 64, np.uint8), np.ones(SPAN, dtype)
+    space = working, row_of_factors, row_of_zeros, ones, codes
     for band in range(share.starts.size - 1):
         members = share.order[share.starts[band] : share.starts[band + 1]]
         for left in range(share.start, share.stop, share.stretch):
@@ -185,18 +261,8 @@ def quantize(
             n = (right - 1) // size - left // size + 1
             at = (share.band + band) * grid + left // size
             if phases & MEASURE:
-                low[:n], high[:n] = np.inf, -np.inf
-                for row in members:
-                    for a in range(left, right, SPAN):
-                        z = min(a + SPAN, right)
-                        k, m = a // size - left // size, (z - 1) // size - left // size + 1
-                        first = rows.first + rows.offsets[row] + a * rows.step
-                        if direct:
-                            bits = memory[first : first + z - a].view(buffer.dtype)
-                        else:
-                            bits = buffer[: z - a]
-                            load(memory, first, rows.step, bits)
-                        extremes(p.rule, bits, a, size, low[k:m], high[k:m], spare)
+                ranges = low[:n], high[:n]
+                _measure(p.rule, memory, rows, members, left, right, ranges, working)
                 if _is_beyond(low[:n], high[:n], p.limit):
                     return False
             if phases == MEASURE:
@@ -213,49 +279,9 @@ def quantize(
                     zero[:n] = found.zero[at : at + n]
             if not factors(p, outer, scale[:n], code[:n], factor[:n]):
                 return False
-            whole = columns
             if p.tail_divides and right == columns and columns % size:
-                whole = columns // size * size
                 last = scale[n - 1]
                 factor[n - 1] = p.tiny if p.guarded and abs(last) < p.tiny else last
-            small = _has_small(p, scale[:n])
-            prepares = small or p.prepares or whole < columns
-            if prepares and ones.size == 0:
-                ones = np.ones(SPAN, dtype)
-            kept = phases & MEASURE and members.size == 1 and right - left <= SPAN
-            for row in members:
-                for a in range(left, right, SPAN):
-                    z = min(a + SPAN, right)
-                    k, m = a // size - left // size, (z - 1) // size - left // size + 1
-                    first = rows.first + rows.offsets[row] + a * rows.step
-                    if direct and not prepares:
-                        bits = memory[first : first + z - a].view(buffer.dtype)
-                    else:
-                        bits = buffer[: z - a]
-                        if direct or not kept:
-                            load(memory, first, rows.step, bits)
-                    work = bits.view(dtype)
-                    if row == members[0] or right - left > SPAN:
-                        spread(factor[k:m], a, size, factor_row[: z - a], spare)
-                        if p.uses_zero:
-                            spread(zero[k:m], a, size, zero_row[: z - a], spare)
-                    by, multiply = factor_row, p.multiplies
-                    if prepares:
-                        cut = min(max(whole - a, 0), z - a)
-                        divide(p, work[:cut], multiply, factor_row, zero_row, small)
-                        divide(p, work[cut:], False, factor_row[cut:], zero_row[cut:], small)
-                        by, multiply = ones, True
-                    start = row * rows.row_bytes + a * p.width // 8
-                    stop = row * rows.row_bytes + z * p.width // 8
-                    if z == columns:
-                        stop = (row + 1) * rows.row_bytes
-                    target = found.out[start:stop]
-                    into = target if target.size == z - a and p.width == 8 else codes[: z - a]
-                    round_off(p, work, multiply, by, zero_row, into)
-                    if p.zero_first:
-                        _clear(scale[k:m], a, size, into)
-                    if into.size != target.size or p.width != 8:
-                        if z == columns:
-                            codes[z - a : z - a + 64] = p.padding
-                        pack(p, codes, target)
+            parameters = scale[:n], factor[:n], zero[:n]
+            _encode(p, memory, rows, members, left, right, parameters, space, found.out)
     return True

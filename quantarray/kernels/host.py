@@ -39,7 +39,7 @@ def dequantize(
     if name == "jax":
         found = cpu.dequantize(host, _on_host(task), dtype, None)
         return None if found is None else home(found, stored.data, xp)
-    if out is None or not out.is_contiguous():
+    if out is None or not out.is_contiguous() or out.is_neg():
         out = xp.empty(task.blocks.shape, dtype=_xp.dtype(xp, dtype))
     found = cpu.dequantize(host, _on_host(task), dtype, view(out, xp))
     return None if found is None else out
@@ -57,7 +57,7 @@ def _are_seen(parameters: tuple[Any, ...], task: Task) -> bool:
 def view(x: Array, xp: Namespace) -> Numbers:
     """See an array of a library that keeps it in host memory as one of NumPy's."""
     if _xp.backend(xp) == "torch":
-        torch = sys.modules["torch"]
+        torch, x = sys.modules["torch"], x.resolve_neg()
         if x.dtype == torch.bfloat16:  # which NumPy lacks: kernels only want the bits
             x = x.view(torch.int16)
         return x.numpy()  # type: ignore[no-any-return]
@@ -68,8 +68,11 @@ def home(x: Numbers, like: Array, xp: Namespace) -> Array:
     """Give an array of NumPy's to the library, and the device, of another."""
     if _xp.backend(xp) == "torch":
         return sys.modules["torch"].from_numpy(x)
-    device = next(iter(like.devices())) if like.committed else None
-    return sys.modules["jax"].device_put(x, device)
+    jax, device = sys.modules["jax"], next(iter(like.devices()))
+    if like.committed:
+        return jax.device_put(x, device)
+    with jax.default_device(device):
+        return jax.device_put(x)
 
 
 def _on_host(task: Task) -> Task:

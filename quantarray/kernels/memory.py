@@ -75,7 +75,7 @@ def window(x: Numbers, dtype: str) -> tuple[Numbers, int]:
 
 def flat(x: Numbers) -> Numbers:
     """See an array as one of 1-d in C order, copied if it is not; as `window` does, writable."""
-    x = np.ascontiguousarray(x).reshape(-1)
+    x = np.ascontiguousarray(x, x.dtype.newbyteorder("=")).reshape(-1)
     if x.flags.writeable:
         return x
     return np.asarray(Memory(x, x.__array_interface__["data"][0], x.size, x.dtype.str))
