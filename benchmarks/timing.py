@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 # Threads of some libraries spin for a while after a call, on the cores that the next row needs.
-PAUSE = 0.005
+PAUSE = 0.05
 LEAST_RUNS = 3
 # A run of a fast row is many calls: one of microseconds cannot be timed.
 RUN_SECONDS = 2e-3
