@@ -73,7 +73,7 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def types(session: nox.Session) -> None:
     """Check types with mypy."""
-    session.install("-e", ".[cli,io]", *group("types"))
+    session.install("-e", ".[cli,fast,io]", *group("types"))
     session.run("mypy", *session.posargs)
 
 
@@ -82,9 +82,7 @@ def types(session: nox.Session) -> None:
 def tests(session: nox.Session, backend: str) -> None:
     """Run the suite on one backend."""
     optional = PROJECT["project"]["optional-dependencies"]
-    extras = ["cli", "fast", "io", backend] if backend in optional else ["cli", "io"]
-    if backend == "numpy":
-        extras.append("fast")
+    extras = ["cli", "fast", "io", *([backend] if backend in optional else [])]
     pins = group("test-torch") if backend == "torch" else ()
     session.install("-e", f".[{','.join(extras)}]", *group("test"), *pins)
     if backend == "numpy":
