@@ -149,7 +149,9 @@ def _encode(x: Array, at: Slices, blocks: Blocks, parameters: Parameters, task: 
     _, _, resolution = codec.limits_of(task.element)
     # A subnormal number can be more than the code of zero only where the scale is this small, or
     # where something is added to it; where -0.0 is special, so would be what libraries take for it.
-    special = spread.offset is not None or task.scheme.rounding.negative_zero == "rounded"
+    rounding = task.scheme.rounding
+    added = spread.offset is not None or rounding.zero_added == "before"
+    special = added or rounding.negative_zero == "rounded"
     small = special or not (
         task.concrete and bool(xp.min(xp.abs(spread.scale)) * resolution >= math_.tiny)
     )

@@ -82,7 +82,7 @@ def test_every_rounding_of_integers(dtype, quotient, mode):
             chosen = qa.scheme(scheme, rounding=Rounding(mode, quotient, added))
             for kind in ("ragged group", "case", "flat"):
                 assert_quantized(
-                    corpus(dtype)[:4], chosen, fused=mode in INTEGER_MODES, key=key, **KINDS[kind]
+                    corpus(dtype)[TAME], chosen, fused=mode in INTEGER_MODES, key=key, **KINDS[kind]
                 )
 
 

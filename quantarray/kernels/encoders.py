@@ -149,6 +149,8 @@ def encoder(scheme: Scheme, dtype: str, given: bool) -> tuple[Encoder, Numbers] 
     simple = packs(scheme)
     resolution = codec.limits_of(element)[2]
     truncates = integer is not None and rounding.mode == "toward_zero"
+    added = scheme.zero_kind == "offset" or rounding.zero_added == "before"
+    flushes = added or rounding.negative_zero == "rounded"
     small_counts = integer is None and resolution == 0
     plan = Encoder(
         rule=_RULES[rule.rule],
@@ -173,13 +175,8 @@ def encoder(scheme: Scheme, dtype: str, given: bool) -> tuple[Encoder, Numbers] 
         bound=real(math_.limit / steps * (1 - 2**-22)),
         largest_scale=real(math_.limit / 4 / rule.divisor),
         resolution=real(resolution),
-        flushes=scheme.zero_kind == "offset" or rounding.negative_zero == "rounded",
-        prepares=small_counts
-        or scheme.zero_kind == "offset"
-        or rounding.negative_zero == "rounded"
-        or truncates
-        or (adds and rounding.zero_added == "before")
-        or steps != 1,
+        flushes=flushes,
+        prepares=flushes or small_counts or truncates or steps != 1,
         uses_zero=scheme.zero != "none",
         small_counts=small_counts,
         truncates=truncates,
