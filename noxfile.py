@@ -94,8 +94,8 @@ def tests(session: nox.Session, backend: str) -> None:
     if backend == "jax":
         env |= {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
         run_pytest(session, backend, **env, JAX_ENABLE_X64="0")
-        # What differs then are dtypes of 64 bits; float32 in every preset was compared above.
-        less = ("-k", "not every_preset and not other_presets and not test_packing")
+        # What differs then are dtypes of 64 bits.
+        less = ("-k", "float64 or notebook or minifloats or test_scales")
         run_pytest(session, backend, *less, **env, JAX_ENABLE_X64="1")
     else:
         run_pytest(session, backend, **env)
