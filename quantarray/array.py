@@ -1,23 +1,21 @@
 """The container of codes and their parameters."""
 
-import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Self
 
-from quantarray import _xp, arguments, decoder, indexing, native, overrides, repack, scales, storage
-from quantarray._xp import Array, Namespace
-from quantarray.arithmetic import working_dtype
-from quantarray.blocks import Blocks, from_end, of_grid
+from quantarray import _xp, arguments, decoder, indexing, native, overrides, repack
+from quantarray._xp import Array
+from quantarray.blocks import from_end
 from quantarray.errors import QuantArrayError, choice
 from quantarray.parameters import Outer
 from quantarray.parts import LEVEL, PARTS, check, from_bytes, packed_axes, part_specs, to_bytes
 from quantarray.scheme import Scheme
-from quantarray.task import Result, Task, decoding
+from quantarray.stored import StoredArrays
+from quantarray.task import Result
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class QuantizedArray:
+class QuantizedArray(StoredArrays):
     """Codes, and what they mean: ``x = scale * (v(codes) - zero_point) + offset``, block by block.
 
     `v` gives the values of the element format's codes. A scheme has a zero point, an offset, or
@@ -30,14 +28,15 @@ class QuantizedArray:
     ----------
     data : array
         The stored codes: packed rows of uint8 where a code takes less than a byte, otherwise the
-        codes themselves.
-    scale_data : array
+        codes themselves; the bytes of ggml's blocks for its schemes.
+    scale_data : array, or None
         One entry per block, ``ceil(shape[i] / extent[i])`` along each axis: the codes of the scales
-        where the scheme stores them in a format of 8 bits, otherwise the scales.
+        where the scheme stores them in a format of 8 bits, otherwise the scales. None where the
+        scheme packs records: then `data` holds scales and offsets too.
     zero_point : array of the code dtype, or None
         One entry per block.
-    offset : floating array, or None
-        One entry per block.
+    offset_data : floating array, or None
+        One entry per block: what `offset` gives, but for records.
     global_scale : array of float32 or float64, or None
         Of schemes with two levels of scales: what `scale_data` is to be multiplied with, or divided
         by where the scheme stores reciprocals. One entry per block of scales.
@@ -51,81 +50,6 @@ class QuantizedArray:
     dtype_name : str
         The dtype of the array that was quantized.
     """
-
-    data: Array
-    scale_data: Array
-    zero_point: Array | None
-    offset: Array | None
-    global_scale: Array | None
-    global_offset: Array | None
-    scheme: Scheme
-    tail: tuple[int, ...]
-    dtype_name: str
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The logical shape."""
-        shape = tuple(self.data.shape)
-        return (*shape[: len(shape) - packed_axes(self.scheme)], *self.tail)
-
-    @property
-    def _namespace(self) -> Namespace:
-        return _xp.namespace(self.data)
-
-    @property
-    def dtype(self) -> Any:
-        """The dtype of the array that was quantized."""
-        return _xp.dtype(self._namespace, self.dtype_name)
-
-    @property
-    def ndim(self) -> int:
-        """The number of axes."""
-        return len(self.shape)
-
-    @property
-    def size(self) -> int:
-        """The number of elements."""
-        return math.prod(self.shape)
-
-    @property
-    def device(self) -> Any:
-        """The device of the stored arrays."""
-        return _xp.device(self.data)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all stored arrays."""
-        return sum(
-            math.prod(part.shape) * _xp.itemsize(_xp.dtype_name(part.dtype))
-            for part in self.parts().values()
-        )
-
-    @property
-    def bits_per_element(self) -> float:
-        """All stored bits over the number of elements; NaN if there are none."""
-        return 8 * self.nbytes / self.size if self.size else math.nan
-
-    @property
-    def scale(self) -> Array:
-        """The scales: float32, or float64 for float64 input, with one entry per block."""
-        dtype = working_dtype(self.dtype_name)
-        return scales.as_values(self.scale_data, self.scheme, dtype, self._namespace, self._outer)
-
-    @property
-    def _outer(self) -> Outer | None:
-        return None if self.global_scale is None else Outer(self.global_scale, self.global_offset)
-
-    @property
-    def blocks(self) -> Blocks:
-        """Which elements share a scale: of the raveled array where the scheme's blocks are flat."""
-        return of_grid(self.scheme.block, self.shape, tuple(self.scale_data.shape))
-
-    @property
-    def codes(self) -> Array:
-        """The unpacked codes, in the logical shape: int8 for signed integers, otherwise uint8."""
-        xp = self._namespace
-        task = self._task(xp)
-        return xp.reshape(storage.unpack(self.data, task.blocks.shape, task), self.shape)
 
     def view_native(self, part: str = "data") -> Array:
         """Give codes in the array library's own dtype for their format.
@@ -153,6 +77,10 @@ class QuantizedArray:
         xp, scheme, stored = self._namespace, self.scheme, self.scale_data
         if part == "scale_data":
             coded = scheme.scale.coded
+            if stored is None:
+                raise QuantArrayError(
+                    f"view_native: scale_data is None: the scales of {scheme.name} lie in its data"
+                )
             return (
                 stored
                 if coded is None
@@ -196,18 +124,13 @@ class QuantizedArray:
         task = self._task(xp)
         shape = task.blocks.shape
         data = xp.reshape(self.data, task.data_shape(shape))
-        stored = Result(data, self.scale_data, self.zero_point, self.offset, self._outer)
-        stored = stored.with_grid(task.blocks.grid, xp)
+        stored = self._result(data).with_grid(task.blocks.grid, xp)
         values = decoder.dequantize(stored, task, name, out if shape == self.shape else None)
         if out is None:
             return xp.reshape(values, self.shape)
         if values is not out:
             out[...] = xp.reshape(values, self.shape)
         return out
-
-    def _task(self, xp: Namespace) -> Task:
-        grid, concrete = tuple(self.scale_data.shape), _xp.is_concrete(self.data, xp)
-        return decoding(self.scheme, self.shape, grid, self.dtype_name, xp, concrete)
 
     def to_device(self, device: Any) -> Self:
         """Copy to a device of the same array library."""
@@ -220,11 +143,6 @@ class QuantizedArray:
             self,
             **{f: functions[LEVEL[f]](part) for f, part in fields.items() if part is not None},
         )
-
-    def parts(self) -> dict[str, Array]:
-        """Give the stored arrays by name, without those that the scheme has not."""
-        parts = {name: getattr(self, field) for name, field in PARTS.items()}
-        return {name: part for name, part in parts.items() if part is not None}
 
     @staticmethod
     def from_parts(
@@ -256,8 +174,9 @@ class QuantizedArray:
         outer = None
         if "global_scale" in parts:
             outer = Outer(parts["global_scale"], parts.get("global_offset"))
-        found_parts = (parts["data"], parts["scale"], parts.get("zero_point"), parts.get("offset"))
-        return make(Result(*found_parts, outer), scheme, shape, dtype_name)
+        scale, zero_point, offset = map(parts.get, ("scale", "zero_point", "offset"))
+        found = Result(parts["data"], scale, zero_point, offset, outer)
+        return make(found, scheme, shape, dtype_name)
 
     def to_bytes(self) -> bytes:
         """Give the bytes of all parts, in the order of `parts`: C order, little-endian."""
@@ -323,8 +242,7 @@ class QuantizedArray:
             on values, and they are traced or lazy.
         """
         task = self._task(self._namespace)
-        stored = Result(self.data, self.scale_data, self.zero_point, self.offset, self._outer)
-        result, chosen = repack.repack(stored, task, scheme, self.shape)
+        result, chosen = repack.repack(self._result(self.data), task, scheme, self.shape)
         return make(result, chosen, self.shape, self.dtype_name)
 
     def __getitem__(self, key: Any) -> "QuantizedArray":

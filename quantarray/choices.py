@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Self
 
 from quantarray.errors import QuantArrayError, choice, integer, short
+from quantarray.records import RECORDS
 
 
 def check_choices(part: Any, *fields: str) -> None:
@@ -125,6 +126,9 @@ class Packing:
     centred: bool = False
     # What the last word of a row is filled up with: zero bits, or codes of the value 0.
     padding: Literal["bits", "value"] = "bits"
+    # A block type of ggml, in whose bytes codes, scales and offsets lie together; it settles all
+    # other choices of its scheme.
+    record: str = ""
 
     def __post_init__(self) -> None:
         check_choices(self, "order", "word", "transpose", "padding")
@@ -135,6 +139,10 @@ class Packing:
                 )
         if self.centred and self.word != 8:
             raise QuantArrayError("Packing: centred=True: expected words of 8 bits")
+        if self.record not in ("", *RECORDS):
+            raise QuantArrayError(
+                f"Packing: record={short(self.record)}: expected one of {', '.join(RECORDS)}"
+            )
         if sorted(self.interleave) != list(range(len(self.interleave))):
             raise QuantArrayError(
                 f"Packing: interleave={short(self.interleave)}: expected each of 0, 1, 2, ... once"

@@ -9,6 +9,7 @@ from quantarray._xp import Array
 from quantarray.arithmetic import Arithmetic
 from quantarray.blocks import Blocks, pieces
 from quantarray.formats import LARGEST, Float, Integer, NumberFormat
+from quantarray.gguf import rows
 from quantarray.parameters import Parameters, float_dtype
 from quantarray.task import PIECE, Result, Task
 
@@ -32,6 +33,9 @@ def dequantize(stored: Result, task: Task, dtype: str, out: Array | None = None)
     array of dtype, shape ``task.blocks.shape``
         ``scale * (code - zero_point)``. A finite value beyond what `dtype` holds is clipped.
     """
+    record = task.scheme.record
+    if record is not None:
+        return rows.decode(stored.data, record, dtype, out, task.xp)
     found = kernels.dequantize(stored, task, dtype, out, dequantize)
     return _generic(stored, task, dtype) if found is None else found
 

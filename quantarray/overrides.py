@@ -5,7 +5,7 @@ import difflib
 from typing import Any
 
 from quantarray.errors import QuantArrayError, choice, integer, short
-from quantarray.presets import E8M0, PRESETS, power_of_two
+from quantarray.presets import DECODABLE, E8M0, PRESETS, power_of_two
 from quantarray.scheme import Block, Scale, Scheme
 
 
@@ -15,7 +15,8 @@ def schemes() -> tuple[str, ...]:
     Returns
     -------
     tuple of str
-        Every name that `scheme` and `quantize` take.
+        Every name that `quantize` takes. `scheme` takes those of ggml's types that can only be
+        decoded, too.
     """
     return tuple(PRESETS)
 
@@ -81,13 +82,14 @@ def _scale_rule(base: Scheme, rule: Any) -> Scale:
 def _find(name_or_scheme: Any) -> Scheme:
     if isinstance(name_or_scheme, Scheme):
         return name_or_scheme
-    if not isinstance(name_or_scheme, str) or name_or_scheme not in PRESETS:
-        near = difflib.get_close_matches(str(name_or_scheme), PRESETS, n=5, cutoff=0.5)
+    known = {**PRESETS, **DECODABLE}
+    if not isinstance(name_or_scheme, str) or name_or_scheme not in known:
+        near = difflib.get_close_matches(str(name_or_scheme), known, n=5, cutoff=0.5)
         raise QuantArrayError(
             f"scheme: {short(name_or_scheme)} is not known: expected one of schemes()"
             + (f", such as {', '.join(near)}" if near else "")
         )
-    return PRESETS[name_or_scheme]
+    return known[name_or_scheme]
 
 
 def make_block(

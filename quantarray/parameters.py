@@ -108,7 +108,7 @@ def nan_of(scheme: Scheme) -> Any:
     """Give what a scheme stores for a NaN scale, or None if it stores none."""
     coded = scheme.scale.coded
     if coded is None:
-        return math.nan
+        return None if scheme.record is not None and not scheme.record.base else math.nan
     return coded.nan if isinstance(coded, Float) else None
 
 

@@ -14,6 +14,7 @@ from quantarray.errors import QuantArrayError, short
 from quantarray.formats import DTYPES
 from quantarray.levels import outer_blocks
 from quantarray.parameters import float_dtype, stored_dtype
+from quantarray.records import Record
 from quantarray.scheme import Scheme
 
 # The stored arrays by the names files give them, in that order, and the container's fields.
@@ -21,7 +22,7 @@ PARTS = {
     "data": "data",
     "scale": "scale_data",
     "zero_point": "zero_point",
-    "offset": "offset",
+    "offset": "offset_data",
     "global_scale": "global_scale",
     "global_offset": "global_offset",
 }
@@ -65,6 +66,8 @@ def part_specs(scheme: Scheme, shape: tuple[int, ...], dtype_name: str) -> Specs
         raise QuantArrayError(
             f"QuantizedArray: dtype {short(dtype_name)}: expected {', '.join(DTYPES)}"
         )
+    if scheme.record is not None:
+        return {"data": (_record_shape(scheme.record, shape), "uint8")}
     element = scheme.element
     work = work_shape(scheme.block, shape)
     grid = resolve("QuantizedArray", scheme.block, shape).grid
@@ -84,6 +87,15 @@ def part_specs(scheme: Scheme, shape: tuple[int, ...], dtype_name: str) -> Specs
         if scheme.scale.outer.zero == "mean":
             specs["global_offset"] = ((1,) * max(1, len(grid)), working)
     return specs
+
+
+def _record_shape(record: Record, shape: tuple[int, ...]) -> tuple[int, ...]:
+    if not shape or shape[-1] % record.elements:
+        raise QuantArrayError(
+            f"QuantizedArray: shape {shape}: expected a last axis that is a multiple of "
+            f"{record.elements}, the elements of a block of {record.name}"
+        )
+    return (*shape[:-1], shape[-1] // record.elements * record.size)
 
 
 def check(parts: Mapping[str, Array], specs: Specs) -> None:

@@ -16,6 +16,7 @@ from quantarray._xp import Array
 from quantarray.blocks import Blocks, Part, Slices, pieces, whole
 from quantarray.errors import QuantArrayError
 from quantarray.formats import Integer
+from quantarray.gguf import rows
 from quantarray.levels import outer_blocks
 from quantarray.parameters import Outer, Parameters, Range, poison
 from quantarray.task import PIECE, Result, Task, result
@@ -41,6 +42,9 @@ def quantize(x: Array, task: Task) -> Result:
     QuantArrayError
         If `x` is concrete, not finite, and the task says "raise".
     """
+    record = task.scheme.record
+    if record is not None:
+        return Result(rows.encode("quantize", x, record, None, task.nonfinite, task.xp), None)
     if 0 in x.shape:
         return _empty(x, task)
     found = kernels.quantize(x, task, quantize)

@@ -6,6 +6,7 @@ import typing
 from typing import Literal
 
 from quantarray.formats import FORMATS, Codebook, Float, Integer, NumberFormat
+from quantarray.records import RECORDS, Record
 from quantarray.scheme import Block, Packing, Rounding, Scale, Scheme
 
 
@@ -210,6 +211,18 @@ _NVFP4 = Scheme(
 _MLX_4BIT = Rounding("half_down", negative_zero="never", zero_scale="first")
 _MLX_NVFP4 = Scale("absmax", 6.0, typing.cast(Float, FORMATS["e4m3fn"]), least=0.0, zero_block=0.0)
 
+
+def _gguf(record: Record) -> Scheme:
+    return Scheme(
+        f"gguf:{record.name.lower()}",
+        record.element,
+        Block.group(record.group),
+        Scale("record", divisor=1.0),
+        "offset" if record.offset else "none",
+        packing=Packing(record=record.name),
+    )
+
+
 PRESETS: dict[str, Scheme] = {
     preset.name: preset
     for preset in (
@@ -320,5 +333,13 @@ PRESETS: dict[str, Scheme] = {
         _signs("st:binary", centred=True),
         _signs("st:ubinary", centred=False),
         *(_faiss(bits) for bits in (4, 8)),
+        *(_gguf(r) for r in RECORDS.values() if r.importance != "decode only"),
     )
+}
+
+# What files hold and nothing here can encode.
+DECODABLE: dict[str, Scheme] = {
+    f"gguf:{name.lower()}": _gguf(record)
+    for name, record in RECORDS.items()
+    if record.importance == "decode only"
 }

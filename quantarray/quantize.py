@@ -164,6 +164,11 @@ def _with_given(
     if len(given) > 1:
         raise QuantArrayError(f"{operation}: zero_point and offset exclude one another: give one")
     kind, rule = task.scheme.zero_kind, task.scheme.scale
+    if task.scheme.record is not None:
+        raise QuantArrayError(
+            f"{operation}: scale: blocks of {task.scheme.name} hold the scales that their encoder "
+            "finds: expected none; QuantizedArray.from_bytes takes blocks"
+        )
     if rule.outer is not None:
         raise QuantArrayError(
             f"{operation}: scale: {task.scheme.name} has two levels of scales: expected none; "

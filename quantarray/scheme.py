@@ -19,6 +19,7 @@ from quantarray.choices import Rounding as Rounding
 from quantarray.choices import check_choices
 from quantarray.errors import QuantArrayError, short
 from quantarray.formats import BFLOAT16, FLOAT16, Codebook, Float, Integer, NumberFormat
+from quantarray.records import RECORDS, Record
 
 
 def _can_store_scales(number: Any) -> bool:
@@ -32,8 +33,9 @@ class Scale:
     # "absmax": max |x| / divisor.  "minmax": (max - min) / divisor, the range widened to hold 0.
     # "range": (max - min) / divisor, as the range is.  "absmean": mean |x| / divisor.  "edge": as
     # "range", then changed so that a whole number of scales is the end with the larger magnitude,
-    # and negative where that is the largest element.  "one": 1.
-    rule: Literal["absmax", "minmax", "range", "absmean", "edge", "one"] = "absmax"
+    # and negative where that is the largest element.  "one": 1.  "record": what the encoder of the
+    # packing's record finds.
+    rule: Literal["absmax", "minmax", "range", "absmean", "edge", "one", "record"] = "absmax"
     divisor: float = 127.0
     # float16, bfloat16, a float format of at most 8 bits, or a scheme for the array of scales: then
     # the scales of those scales, derived from the same blocks' ranges, are stored too. None: a
@@ -156,8 +158,10 @@ class Scheme:
             raise QuantArrayError(
                 f"Scheme: zero={self.zero!r}: only plain integer elements have zero points"
             )
+        if (rule == "record") != bool(self.packing.record):
+            raise QuantArrayError("Scheme: the scale rule 'record' needs the packing of a record")
         if (self.zero == "edge") != (rule == "edge") or (
-            self.zero == "offset" and rule not in ("range", "one")
+            self.zero == "offset" and rule not in ("range", "one", "record")
         ):
             raise QuantArrayError(
                 "Scheme: zero='offset' needs the scale rule 'range', "
@@ -177,8 +181,27 @@ class Scheme:
             raise QuantArrayError(
                 f"Scheme: packing: element of {element.bits} bits: expected at most 8"
             )
-        if self.packed:
+        if self.record is not None:
+            self._check_record(self.record)
+        elif self.packed:
             self._check_packing()
+
+    def _check_record(self, record: Record) -> None:
+        settled = {
+            "element": record.element,
+            "block": Block.group(record.group),
+            "scale": Scale("record", 1.0),
+            "zero": "offset" if record.offset else "none",
+            "rounding": _NEAREST,
+            "packing": Packing(record=record.name),
+            "arithmetic": "float",
+        }
+        for field, value in settled.items():
+            if getattr(self, field) != value:
+                raise QuantArrayError(
+                    f"Scheme: {field}={short(getattr(self, field))}: blocks of {record.name} "
+                    f"settle all choices: expected {short(value)}"
+                )
 
     def _check_packing(self) -> None:
         packing, bits = self.packing, self.element.bits
@@ -210,8 +233,13 @@ class Scheme:
 
     @property
     def packed(self) -> bool:
-        """Whether codes are packed into words."""
-        return self.element.bits < 8 or self.packing.word > 8
+        """Whether codes are packed into words, or records."""
+        return self.record is not None or self.element.bits < 8 or self.packing.word > 8
+
+    @property
+    def record(self) -> Record | None:
+        """The block type of ggml whose bytes are stored, if any."""
+        return RECORDS.get(self.packing.record)
 
     def check_outer(self) -> None:
         """Refuse what cannot be the scheme of an array of scales."""

@@ -59,7 +59,7 @@ class Task:
     @property
     def in_pieces(self) -> bool:
         """Whether the array is large and its library computes each operation at once."""
-        if _xp.backend(self.xp) != "numpy" or math.prod(self.blocks.shape) <= PIECE:
+        if not in_pieces(self.xp, math.prod(self.blocks.shape), PIECE):
             return False
         # Sums are in the order of a whole block.
         return self.scheme.scale.rule != "absmean" or math.prod(self.blocks.extents) <= PIECE
@@ -95,9 +95,7 @@ class Task:
 
     def data_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Give the shape of the stored codes of an array of this shape."""
-        if not self.scheme.packed:
-            return shape
-        return packing.packed_shape(shape, self.element.bits, self.scheme.packing)
+        return data_shape(self.scheme, shape)
 
     def rows_where(self, where: Slices) -> Slices:
         """Give where the codes of a piece lie, in packed rows if they are in rows."""
@@ -106,6 +104,20 @@ class Task:
         row, bits, how = where[-1], self.element.bits, self.scheme.packing
         stop = packing.words(row.stop, bits, how)
         return (*where[:-1], slice(packing.words(row.start, bits, how), stop))
+
+
+def in_pieces(xp: Namespace, size: int, piece: int) -> bool:
+    """Tell whether arrays are worked on in pieces: large ones, whose operations are not fused."""
+    return _xp.backend(xp) == "numpy" and size > piece
+
+
+def data_shape(scheme: Scheme, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Give the shape of the stored codes of an array of this shape."""
+    if scheme.record is not None:
+        return (*shape[:-1], shape[-1] // scheme.record.elements * scheme.record.size)
+    if not scheme.packed:
+        return shape
+    return packing.packed_shape(shape, scheme.element.bits, scheme.packing)
 
 
 @_xp.cached
@@ -126,7 +138,7 @@ class Result:
     """Stored codes, and the parameters of their blocks as they are stored."""
 
     data: Array
-    scale: Array
+    scale: Array  # None where it lies among the codes
     zero_point: Array | None = None
     offset: Array | None = None
     outer: Outer | None = None
@@ -137,8 +149,8 @@ class Result:
         def reshape(array: Array | None) -> Array | None:
             return None if array is None else xp.reshape(array, grid)
 
-        zero_point, offset = reshape(self.zero_point), reshape(self.offset)
-        return Result(self.data, xp.reshape(self.scale, grid), zero_point, offset, self.outer)
+        scale, zero_point, offset = map(reshape, (self.scale, self.zero_point, self.offset))
+        return Result(self.data, scale, zero_point, offset, self.outer)
 
 
 def result(data: Array, parameters: Parameters, task: Task) -> Result:

@@ -12,12 +12,12 @@ pytestmark = pytest.mark.backend_independent
 
 # A room imports rooms of lower levels, and of its own level only those before it.
 LEVELS = (
-    ("errors", "tables", "codebooks", "formats"),
+    ("errors", "tables", "codebooks", "lattices", "formats", "runs", "records"),
     ("schema", "choices", "scheme", "presets", "overrides", "_xp"),
     ("arguments", "arithmetic", "blocks", "sums", "counter", "codec"),
     ("parameters", "levels", "scales", "packing", "indexing", "parts", "task", "storage"),
-    ("kernels", "cast", "pipeline", "decoder", "translate", "repack", "native"),
-    ("array", "zero_points", "quantize", "products", "gguf", "metrics", "notebook"),
+    ("kernels", "gguf", "cast", "pipeline", "decoder", "translate", "repack", "native"),
+    ("stored", "array", "zero_points", "quantize", "products", "metrics", "notebook"),
     ("io",),
     ("report", "cli"),
     ("__init__", "__main__"),

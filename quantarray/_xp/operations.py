@@ -1,13 +1,25 @@
 """Operations whose results, or whose names, differ between array libraries."""
 
 import functools
+import operator
 import sys
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from quantarray._xp.libraries import JAX, NUMPY, TORCH, Array, Namespace, dtype, dtype_name
+from quantarray._xp.libraries import (
+    JAX,
+    NUMPY,
+    TORCH,
+    Array,
+    Namespace,
+    backend,
+    beside,
+    dtype,
+    dtype_name,
+    to_numpy,
+)
 from quantarray.formats import DTYPES, Float
 
 
@@ -36,6 +48,8 @@ def lookup(table: Array, codes: Array, xp: Namespace) -> Array:
 
 def count_below(table: Array, x: Array, xp: Namespace) -> Array:
     """Count the entries of an ascending table that lie strictly below each element, as int32."""
+    if xp.__name__ == TORCH:  # which warns of others
+        x = x.contiguous()
     if xp.__name__ != JAX:
         return xp.astype(xp.searchsorted(table, x, side="left"), xp.int32, copy=False)
     if table.size < 32:
@@ -174,6 +188,37 @@ def _jax_or(x: Array, axis: int) -> Array:
     return lax.reduce(x, x.dtype.type(0), lax.bitwise_or, (axis % x.ndim,))
 
 
+def float_bits(x: Array, xp: Namespace) -> Array:
+    """Give the bits of float32 numbers as int32."""
+    name = backend(xp)
+    if name == "jax":
+        return sys.modules["jax"].lax.bitcast_convert_type(x, xp.int32)
+    if name == "array_api_strict":  # which has no views
+        return xp.asarray(to_numpy(x).view(np.int32), device=beside(x))
+    if name == "dask":  # whose own `view` fails on arrays without axes
+        return x.map_blocks(operator.methodcaller("view", np.int32), dtype=np.int32)
+    return x.view(xp.int32)
+
+
+def ordered_sum(x: Array, xp: Namespace) -> Array:
+    """Add the entries of the first axis one after the other, each sum rounded."""
+    count = x.shape[0]
+    if count > 64 and xp.__name__ == JAX:  # a loop, not a graph of as many nodes
+        lax = sys.modules["jax"].lax
+        return lax.fori_loop(1, count, lambda i, total: total + x[i, ...], x[0, ...])
+    total = x[0, ...]
+    for index in range(1, count):
+        total = total + x[index, ...]
+    return total
+
+
+def sqrt(x: Array, xp: Namespace) -> Array:
+    """Take square roots of float32 numbers as IEEE 754 does."""
+    if xp.__name__ == TORCH:  # whose vector library is wrong in the last bit
+        return xp.astype(xp.sqrt(xp.astype(x, xp.float64)), xp.float32)
+    return xp.sqrt(x)
+
+
 def multiply(a: Array, b: Array, xp: Namespace) -> Array:
     """Multiply and round, before anything is added to the product."""
     product = a * b
@@ -283,6 +328,13 @@ def contiguous(x: Array, xp: Namespace) -> Array:
     if xp.__name__ == NUMPY:
         return xp.ascontiguousarray(x)
     return x.contiguous() if xp.__name__ == TORCH else x
+
+
+def in_order(x: Array, xp: Namespace) -> bool:
+    """Tell whether the elements of an array lie in C order, as they are."""
+    if xp.__name__ == TORCH:
+        return bool(x.is_contiguous()) and not x.is_neg()
+    return xp.__name__ != NUMPY or bool(x.flags.c_contiguous)
 
 
 def round_to(x: Array, name: str, xp: Namespace) -> Array:

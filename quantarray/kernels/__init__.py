@@ -8,13 +8,15 @@ environment turns all of them off.
 import importlib
 import os
 from collections.abc import Callable
+from typing import Any
 
 from quantarray import _xp
-from quantarray._xp import Array
+from quantarray._xp import Array, Namespace
 from quantarray.errors import QuantArrayError, short
+from quantarray.records import Record
 from quantarray.task import Result, Task
 
-# Where an array lives: the module with `quantize` and `dequantize` for it, and what that needs.
+# Where an array lives: the module with the four functions below for it, and what that needs.
 KERNELS = {
     "host": ("quantarray.kernels.host", "numba"),
     "chunks": ("quantarray.kernels.chunks", "dask"),
@@ -22,6 +24,8 @@ KERNELS = {
 
 Quantize = Callable[[Array, Task], Result]
 Dequantize = Callable[[Result, Task, str, Array | None], Array]
+EncodeRows = Callable[[Array, Array | None, Record, str, Namespace], Array]
+DecodeRows = Callable[[Array, Record, str, Array | None, Namespace], Array]
 
 
 def enabled() -> bool:
@@ -55,11 +59,8 @@ def quantize(x: Array, task: Task, pipeline: Quantize) -> Result | None:
     Result or None
         What the generic path would give; None if that is to do it.
     """
-    name = _xp.residence(x, task.xp)
-    if name is None or not enabled() or not _xp.is_installed(KERNELS[name][1]):
-        return None
-    found: Result | None = importlib.import_module(KERNELS[name][0]).quantize(x, task, pipeline)
-    return found
+    kernel = _kernel(x, task.xp)
+    return None if kernel is None else kernel.quantize(x, task, pipeline)
 
 
 def dequantize(
@@ -85,8 +86,79 @@ def dequantize(
     array of dtype, or None
         What the generic path would give; None if that is to do it.
     """
-    name = _xp.residence(stored.data, task.xp)
+    kernel = _kernel(stored.data, task.xp)
+    return None if kernel is None else kernel.dequantize(stored, task, dtype, out, decoder)
+
+
+def encode_rows(
+    x: Array,
+    importance: Array | None,
+    record: Record,
+    nonfinite: str,
+    encode: EncodeRows,
+    xp: Namespace,
+) -> Array | None:
+    """Encode rows of blocks of ggml in one pass, if there is a kernel that does.
+
+    Parameters
+    ----------
+    x : array of a floating dtype, shape (rows, elements)
+        Whole blocks, at least one.
+    importance : array of float32, shape (1 or rows, elements), or None
+        What the error of each element counts.
+    record : Record
+        The type to encode to.
+    nonfinite : str
+        What becomes of NaN and Inf.
+    encode : callable
+        Encodes rows, for kernels that hand on parts of the work.
+    xp : namespace
+        Of `x`.
+
+    Returns
+    -------
+    array of uint8, shape (rows, row bytes), or None
+        None if the generic path is to do it.
+    """
+    kernel = _kernel(x, xp)
+    found: Array | None = None
+    if kernel is not None:
+        found = kernel.encode_rows(x, importance, record, nonfinite, encode, xp)
+    return found
+
+
+def decode_rows(
+    data: Array, record: Record, dtype: str, out: Array | None, decode: DecodeRows, xp: Namespace
+) -> Array | None:
+    """Decode rows of blocks of ggml in one pass, if there is a kernel that does.
+
+    Parameters
+    ----------
+    data : array of uint8, shape (rows, row bytes)
+        Whole blocks, at least one.
+    record : Record
+        Their type.
+    dtype : str
+        The floating dtype of the values.
+    out : array of dtype, shape (rows, elements), or None
+        Where they go, if the kernel can write there.
+    decode : callable
+        Decodes rows, for kernels that hand on parts of the work.
+    xp : namespace
+        Of `data`.
+
+    Returns
+    -------
+    array of dtype, shape (rows, elements), or None
+        None if the generic path is to do it.
+    """
+    kernel = _kernel(data, xp)
+    return None if kernel is None else kernel.decode_rows(data, record, dtype, out, decode, xp)
+
+
+def _kernel(x: Array, xp: Namespace) -> Any:
+    """Give the module of kernels for an array, or None."""
+    name = _xp.residence(x, xp)
     if name is None or not enabled() or not _xp.is_installed(KERNELS[name][1]):
         return None
-    kernel = importlib.import_module(KERNELS[name][0])
-    return kernel.dequantize(stored, task, dtype, out, decoder)
+    return importlib.import_module(KERNELS[name][0])

@@ -18,9 +18,10 @@ from typing import Any
 import numpy as np
 
 from quantarray import _xp, codec, scales, storage
-from quantarray._xp import Array
+from quantarray._xp import Array, Namespace
 from quantarray.blocks import Blocks
 from quantarray.parameters import Parameters, Range, float_dtype, stored_dtype
+from quantarray.records import Record
 from quantarray.scheme import Scheme
 from quantarray.task import Result, Task, result
 
@@ -189,6 +190,46 @@ def dequantize(
     run = partial(_decode_chunk, lean, decode, dtype, tuple(given))
     shapes = ArrayChunkShapeDep(chunks)
     return _blockwise(run, (shapes, data, *given.values()), chunks, dtype, data, "dequantize")
+
+
+def encode_rows(
+    x: Array, importance: Array | None, record: Record, nonfinite: str, encode: Any, xp: Namespace
+) -> Array:
+    """Encode rows of blocks with one task for each chunk: see `kernels.encode_rows`.
+
+    Where a chunk ends inside a block, or the mean of a row is needed, chunks are of whole rows.
+    """
+    whole = importance is not None or any(size % record.elements for size in x.chunks[-1])
+    x = x.rechunk({1: -1}) if whole else x
+    arrays = [x]
+    if importance is not None:
+        arrays.append(xp.broadcast_to(importance, x.shape).rechunk(x.chunks))
+    row = tuple(size // record.elements * record.size for size in x.chunks[-1])
+    # Lazy values cannot be looked at to raise.
+    run = partial(_encode_rows, record, "propagate" if nonfinite == "raise" else nonfinite, encode)
+    return _blockwise(run, arrays, (x.chunks[0], row), "uint8", x, "encode")
+
+
+def decode_rows(
+    data: Array, record: Record, dtype: str, out: Array | None, decode: Any, xp: Namespace
+) -> Array:
+    """Decode rows of blocks with one task for each chunk: see `kernels.decode_rows`."""
+    if any(size % record.size for size in data.chunks[-1]):
+        data = data.rechunk({1: -1})
+    row = tuple(size // record.size * record.elements for size in data.chunks[-1])
+    run = partial(_decode_rows, record, dtype, decode)
+    return _blockwise(run, (data,), (data.chunks[0], row), dtype, data, "decode")
+
+
+def _encode_rows(
+    record: Record, nonfinite: str, encode: Any, x: Array, importance: Array | None = None
+) -> Array:
+    x, xp = _xp.as_array("encode", x)
+    return encode(x, importance, record, nonfinite, xp)
+
+
+def _decode_rows(record: Record, dtype: str, decode: Any, data: Array) -> Array:
+    return decode(data, record, dtype, None, _xp.namespace(data))
 
 
 def _quantize_chunk(

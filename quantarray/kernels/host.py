@@ -8,8 +8,9 @@ import numpy as np
 
 from quantarray import _xp
 from quantarray._xp import Array, Namespace
-from quantarray.kernels import cpu, memory
+from quantarray.kernels import cpu, memory, records
 from quantarray.parameters import Outer, stored_dtype
+from quantarray.records import Record
 from quantarray.task import Result, Task
 
 Numbers = np.ndarray[Any, Any]
@@ -39,13 +40,41 @@ def dequantize(
     if name == "jax":
         found = cpu.dequantize(host, _on_host(task), dtype, None)
         return None if found is None else home(found, stored.data, xp)
-    if out is not None and out.is_contiguous() and not out.is_neg():
+    if out is not None and _xp.in_order(out, xp):
         found = cpu.dequantize(host, _on_host(task), dtype, view(out, xp))
         return None if found is None else out
     # Not torch's own memory: NumPy asks for large pages, which are there five times as fast.
     room = memory.room(task.blocks.shape, "int16" if dtype == "bfloat16" else dtype)
     found = cpu.dequantize(host, _on_host(task), dtype, room)
     return None if found is None else home(room, stored.data, xp).view(_xp.dtype(xp, dtype))
+
+
+def encode_rows(
+    x: Array, importance: Array | None, record: Record, nonfinite: str, encode: Any, xp: Namespace
+) -> Array | None:
+    """Encode rows of blocks: see `kernels.encode_rows`. What is not finite is left to others."""
+    if importance is not None and _xp.residence(importance, xp) != "host":
+        return None
+    weights = None if importance is None else view(importance, xp)
+    found = records.encode(view(x, xp), record, weights, _xp.dtype_name(x.dtype))
+    return found if found is None or _xp.backend(xp) == "numpy" else home(found, x, xp)
+
+
+def decode_rows(
+    data: Array, record: Record, dtype: str, out: Array | None, decode: Any, xp: Namespace
+) -> Array:
+    """Decode rows of blocks: see `kernels.decode_rows`."""
+    name, target = _xp.backend(xp), None
+    if out is not None and _xp.in_order(out, xp):
+        target = view(out, xp)
+        target = target.view(np.int16) if dtype == "bfloat16" else target
+    found = records.decode(view(data, xp), record, dtype, target)
+    if target is not None:
+        return out
+    if name == "numpy":
+        return found.view(_xp.dtype(xp, dtype))
+    found_at_home = home(found, data, xp)
+    return found_at_home.view(_xp.dtype(xp, dtype)) if dtype == "bfloat16" else found_at_home
 
 
 def _are_seen(parameters: tuple[Any, ...], task: Task) -> bool:
