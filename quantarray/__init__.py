@@ -1,6 +1,6 @@
 """Quantize any array, in any array library, to any published format."""
 
-from quantarray import gguf
+from quantarray import gguf as gguf
 from quantarray.array import QuantizedArray
 from quantarray.cast import decode, encode
 from quantarray.errors import QuantArrayError
@@ -38,7 +38,6 @@ __all__ = [
     "fake_quantize",
     "from_codes",
     "generate_random_matrix",
-    "gguf",
     "load",
     "matmul",
     "quantize",

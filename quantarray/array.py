@@ -1,7 +1,7 @@
 """The container of codes and their parameters."""
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 from quantarray import _xp, arguments, decoder, indexing, native, overrides, repack
@@ -15,6 +15,7 @@ from quantarray.stored import StoredArrays
 from quantarray.task import Result
 
 
+@dataclass(frozen=True, eq=False, repr=False)
 class QuantizedArray(StoredArrays):
     """Codes, and what they mean: ``x = scale * (v(codes) - zero_point) + offset``, block by block.
 

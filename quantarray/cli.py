@@ -1,4 +1,4 @@
-"""The command line: ``quantarray quantize | dequantize | inspect | backends | demo``."""
+"""The command line: ``quantarray quantize | dequantize | inspect | compare | backends | demo``."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from rich.progress import Progress
 
+    from quantarray.io.plan import Plan
     from quantarray.report import Report
 
 # Handlers import what they need, so that `quantarray --help` loads no array library.
@@ -22,8 +23,12 @@ if TYPE_CHECKING:
 EXAMPLES = """\
   quantarray quantize model.safetensors small.safetensors --scheme int4 --group-size 128
   quantarray quantize model.safetensors model.safetensors --scheme int8 --channel-axis 0
+  quantarray quantize model.gguf small.gguf --scheme gguf:q4_k --map '*.ffn_down.*=gguf:q6_k'
+  quantarray quantize model.gguf small.gguf --scheme gguf:q2_k --imatrix imatrix.gguf
   quantarray inspect small.safetensors
   quantarray dequantize small.safetensors plain.safetensors
+  quantarray dequantize small.gguf plain.gguf
+  quantarray compare model.gguf --schemes gguf:q4_k,gguf:q6_k,gguf:q8_0
   quantarray backends
   quantarray demo --backend torch
 """
@@ -71,7 +76,7 @@ def _complain(error: Exception) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="quantarray",
-        description="Quantize the tensors of safetensors files, and say what it cost.",
+        description="Quantize the tensors of safetensors and GGUF files, and say what it cost.",
         epilog="examples:\n" + EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -92,23 +97,66 @@ def _parser() -> argparse.ArgumentParser:
 
     quantize = command(_quantize, "quantize floating tensors of two axes or more, copy the others")
     _files(quantize)
+    _selection(quantize)
     quantize.add_argument("--scheme", default="int8", help="name of the scheme (default: int8)")
     block = quantize.add_mutually_exclusive_group()
     block.add_argument("--group-size", type=int, metavar="N", help="a scale per N of the last axis")
     block.add_argument("--channel-axis", type=int, metavar="AXIS", help="a scale per index of AXIS")
+    quantize.add_argument(
+        "--map",
+        action="append",
+        default=[],
+        type=_mapped,
+        metavar="GLOB=SCHEME",
+        help="another scheme for tensors whose name matches; the first that does counts",
+    )
     _files(command(_dequantize, "turn quantized tensors back into their original dtypes"))
     inspect = command(_inspect, "list the tensors of a file")
     inspect.add_argument("file", metavar="FILE")
     _json(inspect)
+    compare = command(_compare, "say what schemes would cost on the tensors of a file")
+    compare.add_argument("file", metavar="FILE", help="a safetensors or GGUF file")
+    compare.add_argument(
+        "--schemes", required=True, type=_names, metavar="A,B,...", help="names of schemes"
+    )
+    _selection(compare)
+    _json(compare)
     command(_backends, "list the array libraries that can be used")
     demo = command(_demo, "quantize one random matrix on every backend and compare the results")
     demo.add_argument("--backend", metavar="NAME", help="only this one (default: all installed)")
     return parser
 
 
+def _selection(parser: argparse.ArgumentParser) -> None:
+    for name, what in (("include", "only"), ("exclude", "no")):
+        parser.add_argument(
+            f"--{name}",
+            action="append",
+            default=[],
+            metavar="GLOB",
+            help=f"quantize {what} tensors whose name matches; may be given again",
+        )
+    parser.add_argument(
+        "--imatrix", metavar="FILE", help="importances for types of GGUF, from llama-imatrix"
+    )
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(text.split(","))
+
+
+def _mapped(text: str) -> tuple[str, str]:
+    glob, equals, name = text.rpartition("=")
+    if not equals:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected GLOB=SCHEME")
+    return glob, name
+
+
 def _files(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", metavar="IN", help="a safetensors file")
-    parser.add_argument("target", metavar="OUT", help="the file to write; it may be IN")
+    parser.add_argument("source", metavar="IN", help="a safetensors or GGUF file")
+    parser.add_argument(
+        "target", metavar="OUT", help="the file to write, GGUF if it ends in .gguf; it may be IN"
+    )
     _json(parser)
 
 
@@ -117,15 +165,30 @@ def _json(parser: argparse.ArgumentParser) -> None:
 
 
 def _quantize(arguments: argparse.Namespace) -> None:
-    from quantarray import overrides, report
+    from quantarray import report
     from quantarray.io.convert import quantize_file
 
     sizes = {"group_size": arguments.group_size, "channel_axis": arguments.channel_axis}
     given = {name: value for name, value in sizes.items() if value is not None}
-    scheme = overrides.scheme(arguments.scheme, **given)
+    plan = _plan(arguments, arguments.scheme, arguments.map, **given)
     with _progress() as progress:
-        conversion = quantize_file(arguments.source, arguments.target, scheme, progress)
+        conversion = quantize_file(arguments.source, arguments.target, plan, progress)
     _print(report.converted(conversion), report.converted_text, arguments.json)
+
+
+def _plan(
+    arguments: argparse.Namespace, scheme: str, mapped: Sequence[tuple[str, str]], **sizes: int
+) -> Plan:
+    from quantarray.io.imatrix import read_imatrix
+    from quantarray.io.plan import Plan, target
+
+    return Plan(
+        target(scheme, **sizes),
+        tuple(arguments.include),
+        tuple(arguments.exclude),
+        tuple((glob, target(name)) for glob, name in mapped),
+        read_imatrix(arguments.imatrix) if arguments.imatrix else {},
+    )
 
 
 def _dequantize(arguments: argparse.Namespace) -> None:
@@ -141,6 +204,16 @@ def _inspect(arguments: argparse.Namespace) -> None:
     from quantarray import io, report
 
     _print(report.inspected(io.load(arguments.file)), report.inspected_text, arguments.json)
+
+
+def _compare(arguments: argparse.Namespace) -> None:
+    from quantarray import report
+    from quantarray.io.compare import compare_file
+
+    plans = [_plan(arguments, name, ()) for name in arguments.schemes]
+    with _progress() as progress:
+        costs = compare_file(arguments.file, plans, progress)
+    _print(report.compared(costs), report.compared_text, arguments.json)
 
 
 def _backends(arguments: argparse.Namespace) -> None:

@@ -7,6 +7,9 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
+
+from quantarray.io.compare import Cost, decibels
 from quantarray.io.convert import Conversion, Converted
 from quantarray.io.dtypes import NUMPY_NAMES
 from quantarray.io.escape import escape
@@ -15,6 +18,7 @@ from quantarray.io.tensors import TensorFile
 from quantarray.tables import table
 
 Report = dict[str, Any]
+_FEW = 16
 
 
 def converted(conversion: Conversion) -> Report:
@@ -22,7 +26,7 @@ def converted(conversion: Conversion) -> Report:
     items = conversion.tensors
     totals = {
         "tensors": len(items),
-        "copied": sum(item.after is item.before for item in items),
+        "copied": sum(item.copied for item in items),
         "bytes_in": conversion.size_in,
         "bytes_out": conversion.size_out,
         "ratio": conversion.size_in / conversion.size_out,
@@ -57,6 +61,42 @@ def converted_text(report: Report) -> str:
     return "\n".join(lines)
 
 
+def compared(costs: Iterable[Cost]) -> Report:
+    """Report on what schemes cost on the tensors of a file."""
+    return {
+        "schemes": [
+            {
+                "scheme": cost.scheme,
+                "tensors": cost.tensors,
+                "bits_per_element": 8 * cost.nbytes / cost.elements if cost.elements else None,
+                "sqnr_db": decibels(cost.signal, cost.noise),
+                "max_error": cost.max_error,
+                "worst_tensor": cost.worst,
+                "worst_sqnr_db": cost.worst_db,
+            }
+            for cost in costs
+        ]
+    }
+
+
+def compared_text(report: Report) -> str:
+    """Lay out what `compared` reports."""
+    rows = [
+        [
+            item["scheme"],
+            str(item["tensors"]),
+            _number(item["bits_per_element"]),
+            _number(item["sqnr_db"]),
+            f"{item['max_error']:.4g}",
+            escape(item["worst_tensor"]) or "-",
+            _number(item["worst_sqnr_db"]),
+        ]
+        for item in report["schemes"]
+    ]
+    heads = ["scheme", "tensors", "bits/element", "SQNR dB", "max error", "worst tensor", "its dB"]
+    return table(rows, heads)
+
+
 def inspected(file: TensorFile) -> Report:
     """Report on what a file holds."""
     tensors = [
@@ -70,7 +110,7 @@ def inspected(file: TensorFile) -> Report:
         }
         for entry in file.entries.values()
     ]
-    return {"tensors": tensors, "metadata": dict(file.metadata)}
+    return {"tensors": tensors, "metadata": {k: _shown(v) for k, v in file.metadata.items()}}
 
 
 def inspected_text(report: Report) -> str:
@@ -89,6 +129,17 @@ def inspected_text(report: Report) -> str:
     text = table(rows, ["name", "dtype", "shape", "scheme", "bits/element", "bytes"])
     keys = ", ".join(escape(key) for key in report["metadata"])
     return f"{text}\n\nmetadata keys: {keys or 'none'}"
+
+
+def _shown(value: Any) -> Any:
+    """Give a value of metadata as JSON has it; of a long array, how long it is."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, np.ndarray | list):
+        if len(value) > _FEW:
+            return f"{len(value)} values"
+        return [_shown(item) for item in value]
+    return value
 
 
 def as_json(report: Report) -> str:
@@ -110,7 +161,7 @@ def _converted(item: Converted) -> Report:
         "name": item.after.name,
         "dtype": _dtype(item.after),
         "shape": item.after.shape,
-        "scheme": None if item.after is item.before else str(scheme),
+        "scheme": None if item.copied else str(scheme) if scheme else _dtype(item.after),
         "bits_per_element": _bits([item.after]),
         "sqnr_db": _sqnr([item]),
     }

@@ -6,13 +6,15 @@ import array_api_compat
 import numpy as np
 import pytest
 
-from quantarray import QuantizedArray, _xp
+from quantarray import QuantizedArray, _xp, scheme, schemes
 
 # The backend of this session, or None: every CPU backend that is installed here.
 SESSION = os.environ.get("QUANTARRAY_BACKEND") or None
 CPU = tuple(name for name in _xp.BACKENDS if name != "cupy")
 BACKENDS = (SESSION,) if SESSION else tuple(name for name in CPU if name in _xp.installed())
 DTYPES = ("float16", "bfloat16", "float32", "float64")
+# Presets for any shape and any blocks: those of ggml need whole blocks of their own.
+ANY_SHAPE = tuple(name for name in schemes() if scheme(name).record is None)
 
 
 def lacks(backend, dtype):

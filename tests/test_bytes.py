@@ -11,11 +11,11 @@ from quantarray.parts import PARTS, part_specs
 
 numpy = _xp.load("numpy")
 only_numpy = pytest.mark.backend_independent
-ELSEWHERE = ("uint4", "gptq:int4", "bnb:nf4_nested", "mlx:affine4", "onnx:int16")
+ELSEWHERE = ("uint4", "gptq:int4", "bnb:nf4_nested", "mlx:affine4", "onnx:int16", "gguf:q4_k")
 NAMES = qa.schemes() if SESSION in (None, "numpy") else ELSEWHERE
 
 
-def quantized(name, dtype="float32", shape=(6, 128)):
+def quantized(name, dtype="float32", shape=(6, 256)):
     x = np.random.default_rng(3).standard_normal(shape).astype(numpy.dtype(_xp.dtype(numpy, dtype)))
     return qa.quantize(x, name)
 
@@ -37,7 +37,7 @@ def test_there_and_back(name, xp):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("name", ["mlx:affine4", "torchao:uint8", "nvfp4"])
+@pytest.mark.parametrize("name", ["mlx:affine4", "torchao:uint8", "nvfp4", "gguf:q5_1"])
 def test_parts_of_every_dtype(name, dtype, xp):
     if reason := lacks(_xp.backend(xp), dtype):
         pytest.skip(reason)

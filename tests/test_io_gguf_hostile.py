@@ -139,6 +139,7 @@ HOSTILE = {
         33,
     ),
     "key half a surrogate": (gguf([key(b"\xed\xa0\x80", U8, 1)]), "metadata key 0: not UTF-8", 32),
+    "key with a null": (gguf([key("a\0b", U8, 1)]), "metadata key 0: it holds a null", 24),
     "key twice": (
         gguf([key("k", U8, 1), key("k", U16, 1)]),
         "metadata 'k': the key appears twice",
@@ -282,6 +283,7 @@ HOSTILE = {
         24,
     ),
     "name not UTF-8": (gguf(infos=[info(b"\xc3\x28")]), "tensor name 0: not UTF-8", 32),
+    "name with a null": (gguf(infos=[info("a\0b")]), "tensor name 0: it holds a null char", 24),
     "name twice": (
         gguf(infos=[info("w"), info("w", offset=32)], data=bytes(64)),
         "tensor 'w': the name appears twice",

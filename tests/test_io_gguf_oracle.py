@@ -1,5 +1,6 @@
-"""GGUF files against gguf-py, in both directions."""
+"""GGUF files against gguf-py, in both directions, and against ggml's own reader where it is."""
 
+import ctypes
 import os
 
 import numpy as np
@@ -8,9 +9,12 @@ import pytest
 if not os.environ.get("QUANTARRAY_ORACLES"):
     pytest.skip("owners' packages: run by `nox -s oracles`", allow_module_level=True)
 
+import ggml_library
+
 from quantarray.io import gguf as ours
 from quantarray.io.gguf import Spec
 from quantarray.io.gguf_types import TYPES
+from quantarray.io.gguf_values import DTYPES
 from quantarray.records import RECORDS
 
 theirs = pytest.importorskip("gguf")
@@ -118,3 +122,54 @@ def test_the_tables_agree():
         if name in TYPE.__members__:
             assert TYPE[name] == number
             assert theirs.GGML_QUANT_SIZES[TYPE[name]] == (elements, size)
+
+
+class Parameters(ctypes.Structure):
+    """`struct gguf_init_params`."""
+
+    _fields_ = (("no_alloc", ctypes.c_bool), ("ctx", ctypes.c_void_p))
+
+
+def header_by_ggml(path):
+    """The header as ggml writes it after it read the file; None where it refuses the file."""
+    _, lib = ggml_library.library()
+    address = ctypes.c_void_p
+    lib.gguf_init_from_file.restype = address
+    lib.gguf_init_from_file.argtypes = (ctypes.c_char_p, Parameters)
+    lib.gguf_get_meta_size.restype = ctypes.c_size_t
+    lib.gguf_get_meta_size.argtypes = (address,)
+    lib.gguf_get_meta_data.argtypes = (address, ctypes.c_char_p)
+    lib.gguf_free.argtypes = (address,)
+    context = lib.gguf_init_from_file(os.fsencode(path), Parameters(True, None))
+    if context is None:
+        return None
+    header = ctypes.create_string_buffer(lib.gguf_get_meta_size(context))
+    lib.gguf_get_meta_data(context, header)
+    lib.gguf_free(context)
+    return header.raw
+
+
+@pytest.mark.skipif(ggml_library.library() is None, reason="no package has ggml's library")
+@pytest.mark.parametrize("alignment", [1, 32, 256])
+def test_ggml_reads_what_we_write_and_writes_the_same(tmp_path, alignment):
+    path = tmp_path / "x"
+    metadata = {
+        **{f"k{i}": dtype.type(1) for i, dtype in DTYPES.items() if dtype.kind != "b"},
+        "general.alignment": np.uint32(alignment),
+        **{f"a{i}": np.asarray([0, 1, 1], dtype) for i, dtype in DTYPES.items()},
+        **{f"e{i}": np.asarray([], dtype) for i, dtype in DTYPES.items()},
+        "text": "größe \udcff",
+        "bool": True,
+        "texts": ["a", "", "ü"],
+        "empty": [],
+    }
+    known = [name for name in TYPES if name not in RECORDS or ggml_library.has(RECORDS[name])]
+    specs = {name: Spec(name, (3, 2, 2 * TYPES[name][1])) for name in known}
+    if known == list(TYPES):  # older ones refuse empty tensors; none writes a last extent of 0
+        specs["no columns"] = Spec("Q4_K", (2, 0))
+    ours.write(path, metadata, specs, [(name, bytes(s.nbytes)) for name, s in specs.items()])
+    header = header_by_ggml(path)
+    assert header == path.read_bytes()[: len(header)]
+    assert len(header) == ours.read(path).starts["F32"]
+    path.write_bytes(path.read_bytes().replace(b"GGUF\3", b"GGUF\4"))
+    assert header_by_ggml(path) is None

@@ -332,7 +332,7 @@ def test_quantize_file(tmp_path, same_file):
 @pytest.mark.parametrize("scheme", qa.schemes())
 def test_every_preset_goes_through_files(tmp_path, scheme, monkeypatch):
     monkeypatch.setattr(importlib.import_module("quantarray.io.convert"), "_PIECE", 100)
-    x = np.random.default_rng(1).standard_normal((24, 160), dtype=np.float32)
+    x = np.random.default_rng(1).standard_normal((24, 256), dtype=np.float32)
     io.save(tmp_path / "in", {"w": x})
     conversion = io.quantize_file(tmp_path / "in", tmp_path / "out", qa.scheme(scheme))
     q = qa.quantize(x, scheme)

@@ -14,7 +14,7 @@ from fused import (
     is_fused,
     normal,
 )
-from helpers import DTYPES
+from helpers import ANY_SHAPE, DTYPES
 
 import quantarray as qa
 from quantarray.codec import MODES
@@ -39,7 +39,7 @@ def kinds_of(scheme, kinds=KINDS):
     return [kind for kind in kinds if not (kind == "flat" and scheme in TRANSPOSED)]
 
 
-@pytest.mark.parametrize("scheme", qa.schemes())
+@pytest.mark.parametrize("scheme", ANY_SHAPE)
 def test_every_preset_in_every_block(scheme):
     """What the scales reach is fused where it is tame, and right where that is left open."""
     for kind in kinds_of(scheme):
@@ -56,7 +56,7 @@ def test_every_preset_in_every_block(scheme):
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
-@pytest.mark.parametrize("scheme", qa.schemes())
+@pytest.mark.parametrize("scheme", ANY_SHAPE)
 def test_every_preset_in_every_other_dtype(scheme, dtype):
     x = corpus(dtype)[:4]
     for kind in kinds_of(scheme, FEW_KINDS):

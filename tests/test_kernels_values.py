@@ -19,7 +19,7 @@ from fused import (
     numba,
     task_of,
 )
-from helpers import assert_same, assert_same_quantized
+from helpers import ANY_SHAPE, assert_same, assert_same_quantized
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -239,7 +239,7 @@ number = st.one_of(
 )
 
 
-DRAWN = [name for name in qa.schemes() if is_fused(name, "float32")]
+DRAWN = [name for name in ANY_SHAPE if is_fused(name, "float32")]
 
 
 @st.composite

@@ -26,8 +26,8 @@ from quantarray.records import RECORDS
 
 pytestmark = pytest.mark.backend_independent
 
-# As `llama-quantize --pure IN OUT NAME` numbers them (enum llama_ftype). NVFP4 it cannot be asked
-# for, and the rest is not to be had without importances.
+# Of enum llama_ftype, which `llama-quantize --pure` takes by names such as Q4_0 and Q4_K_S. It has
+# none for NVFP4, and those of the types that are only decoded here are left out.
 FILE_TYPES = {
     "Q4_0": 2,
     "Q4_1": 3,
@@ -35,9 +35,9 @@ FILE_TYPES = {
     "Q5_1": 9,
     "Q8_0": 7,
     "Q2_K": 10,
-    "Q3_K": 12,
-    "Q4_K": 15,
-    "Q5_K": 17,
+    "Q3_K": 11,
+    "Q4_K": 14,
+    "Q5_K": 16,
     "Q6_K": 18,
     "IQ4_NL": 25,
     "IQ4_XS": 30,

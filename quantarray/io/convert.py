@@ -6,25 +6,25 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from quantarray import gguf
 from quantarray.array import QuantizedArray
 from quantarray.errors import QuantArrayError
-from quantarray.formats import DTYPES as FLOATS
-from quantarray.io import layout, tensors
-from quantarray.io.dtypes import NUMPY_NAMES, Spec
+from quantarray.io import gguf_layout, llama, tensors
 from quantarray.io.escape import escape
 from quantarray.io.files import Path
-from quantarray.io.layout import Entry
-from quantarray.io.tensors import Stored, TensorFile
-from quantarray.parts import packed_axes
+from quantarray.io.gguf import Container
+from quantarray.io.layout import Entry, Stored
+from quantarray.io.measure import powers
+from quantarray.io.plan import Plan, Target, cast, type_name
+from quantarray.io.tensors import TensorFile
 from quantarray.quantize import quantize
 from quantarray.scheme import Scheme
-
-_PIECE = 1 << 20  # elements whose error is measured at a time, in float64
 
 Progress = Callable[[int, int], None]
 
@@ -46,6 +46,11 @@ class Converted:
     signal: float | None = None
     noise: float | None = None
 
+    @property
+    def copied(self) -> bool:
+        """Whether what is stored is what was."""
+        return _same(self.before, self.after)
+
 
 @dataclass(frozen=True)
 class Conversion:
@@ -59,17 +64,18 @@ class Conversion:
 def quantize_file(
     source: Path,
     target: Path,
-    scheme: Scheme,
+    plan: Plan | Scheme,
     progress: Progress = _silent,
 ) -> Conversion:
-    """Quantize the floating tensors of two axes or more in a file; copy all others bit for bit.
+    """Quantize tensors of a file; copy all others bit for bit.
 
     Parameters
     ----------
     source, target : str or os.PathLike
-        Safetensors files; they may be the same one. `target` appears whole or not at all.
-    scheme : Scheme
-        How to quantize.
+        Safetensors or GGUF files; they may be the same one. `target` is GGUF if its name ends in
+        ".gguf", and appears whole or not at all.
+    plan : Plan or Scheme
+        Which tensors to quantize, and how; a scheme is for all that `Plan` takes by default.
     progress : Callable
         Called after each tensor with the bytes of input that are done and those there are.
 
@@ -85,61 +91,102 @@ def quantize_file(
     OSError
         As the operating system says.
     """
-    file = tensors.load(source)
-    entries = [_planned(entry, scheme) for entry in file.entries.values()]
+    plan = Plan(plan) if isinstance(plan, Scheme) else plan
+    file, how = tensors.load(source), tensors.layout_of(target)
+    to_gguf = how is gguf_layout
+    entries = []
+    for entry in file.entries.values():
+        with naming(entry.name):
+            to = plan.chosen(entry, to_gguf=to_gguf)
+            entries.append(planned(entry, to, how))
     converted = []
 
     def produce(entry: Entry) -> Mapping[str, Stored]:
         before = file.entries[entry.name]
-        if entry is before:
-            converted.append(Converted(before, before))
+        if _same(before, entry):
+            converted.append(Converted(before, entry))
             return file.raw(before)
         x = file[entry.name]
         assert isinstance(x, np.ndarray)
-        with _naming(entry.name):
-            q = quantize(x, scheme)
-        converted.append(Converted(before, entry, *_powers(x, q)))
+        with naming(entry.name):
+            if entry.scheme is None:
+                converted.append(Converted(before, entry))
+                return {"": cast(x, entry.dtype)}
+            q = quantized(x, entry, plan)
+        converted.append(Converted(before, entry, *powers(x, q)))
         return q.parts()
 
-    _convert(file, target, entries, produce, progress)
+    metadata = _metadata(file, how)
+    if to_gguf and file.container.specs and "general.architecture" in metadata:
+        metadata = llama.described(metadata, type_name(plan.target))
+    _convert(file, target, entries, produce, metadata, progress)
     return Conversion(file.container.file.size, os.path.getsize(target), converted)
 
 
 def dequantize_file(source: Path, target: Path, progress: Progress = _silent) -> Conversion:
     """Turn the quantized tensors of a file back into plain ones of their original dtypes.
 
-    Parameters, results and errors are those of `quantize_file`.
+    Parameters, results and errors are those of `quantize_file`. Tensors of GGUF become float32.
     """
-    file = tensors.load(source)
-    entries = [_restored(entry) for entry in file.entries.values()]
+    file, how = tensors.load(source), tensors.layout_of(target)
+    entries = []
+    for entry in file.entries.values():
+        with naming(entry.name):
+            entries.append(how.plain(entry.name, entry.dtype, entry.shape))
     converted = []
 
     def produce(entry: Entry) -> Mapping[str, Stored]:
         before = file.entries[entry.name]
         converted.append(Converted(before, entry))
-        if entry is before:
+        if _same(before, entry):
             return file.raw(before)
         q = file[entry.name]
         assert isinstance(q, QuantizedArray)
-        with _naming(entry.name):
+        with naming(entry.name):
             return {"": q.dequantize()}
 
-    _convert(file, target, entries, produce, progress)
+    metadata = _metadata(file, how)
+    if how is gguf_layout and "general.file_type" in metadata:
+        metadata = llama.described(metadata, "F32")
+    _convert(file, target, entries, produce, metadata, progress)
     return Conversion(file.container.file.size, os.path.getsize(target), converted)
 
 
-def _restored(entry: Entry) -> Entry:
-    if entry.scheme is None:
-        return entry
-    return layout.plain(entry.name, Spec(entry.dtype, entry.shape))
+def _same(before: Entry, after: Entry) -> bool:
+    return (before.scheme, before.dtype) == (after.scheme, after.dtype)
 
 
-def _planned(entry: Entry, scheme: Scheme) -> Entry:
-    floating = NUMPY_NAMES.get(entry.dtype) in FLOATS
-    if entry.scheme is not None or not floating or len(entry.shape) < 2:
-        return entry
-    with _naming(entry.name):
-        return layout.quantized(entry.name, scheme, entry.dtype, entry.shape)
+def planned(entry: Entry, to: Target | None, how: ModuleType) -> Entry:
+    """Describe a tensor as it is to be stored."""
+    name, dtype, shape = entry.name, entry.dtype, entry.shape
+    if isinstance(to, str):
+        found: Entry = how.plain(name, to, shape)
+    elif to is not None or entry.scheme is not None:
+        found = how.quantized(name, to or entry.scheme, dtype, shape)
+    else:
+        found = how.plain(name, dtype, shape)
+    return found
+
+
+def quantized(x: NDArray[Any], entry: Entry, plan: Plan) -> QuantizedArray:
+    """Quantize a tensor as an entry of a plan says."""
+    assert entry.scheme is not None
+    record, weights = entry.scheme.record, plan.weights(entry.name, entry.shape)
+    if record is None or weights is None:
+        return quantize(x, entry.scheme)
+    data = gguf.encode(x, record.name, weights)
+    return QuantizedArray.from_parts({"data": data}, entry.scheme, entry.shape, x.dtype.name)
+
+
+def _metadata(file: TensorFile, how: ModuleType) -> Mapping[str, Any]:
+    """Give a file's metadata in the form that another holds."""
+    from_gguf = isinstance(file.container, Container)
+    if from_gguf == (how is gguf_layout):
+        return file.metadata
+    changed: Mapping[str, Any] = (
+        gguf_layout.to_text(file.metadata) if from_gguf else gguf_layout.from_text(file.metadata)
+    )
+    return changed
 
 
 def _convert(
@@ -147,6 +194,7 @@ def _convert(
     target: Path,
     entries: list[Entry],
     produce: Callable[[Entry], Mapping[str, Stored]],
+    metadata: Mapping[str, Any],
     progress: Progress,
 ) -> None:
     total = sum(entry.nbytes for entry in file.entries.values())
@@ -159,31 +207,13 @@ def _convert(
         read += original.nbytes
         progress(read, total)
 
-    tensors.write(target, entries, produce, file.metadata, release)
+    tensors.write(target, entries, produce, metadata, release)
 
 
 @contextmanager
-def _naming(name: str) -> Iterator[None]:
+def naming(name: str) -> Iterator[None]:
     """Say which tensor an error is about."""
     try:
         yield
     except QuantArrayError as error:
         raise QuantArrayError(f"tensor '{escape(name)}': {error}") from None
-
-
-def _powers(x: NDArray[Any], q: QuantizedArray) -> tuple[float, float]:
-    """Sum the squares of an array and of its error in float64, a few rows at a time."""
-    signal = noise = 0.0
-    rows = max(1, _PIECE * len(x) // max(x.size, 1))
-    extent = q.blocks.extents[0]
-    # Rows of some layouts, and of blocks that do not follow them, are not to be had one by one.
-    apart = q.scheme.block.flat is None and packed_axes(q.scheme) < q.ndim
-    whole = None if apart and extent in (1, len(x)) else q.dequantize()
-    for start in range(0, len(x), rows):
-        some = slice(start, start + rows)
-        piece = x[some].astype(np.float64)
-        decoded = q[some].dequantize() if whole is None else whole[some]
-        error = piece - decoded.astype(np.float64)
-        signal += float(np.vdot(piece, piece))
-        noise += float(np.vdot(error, error))
-    return signal, noise

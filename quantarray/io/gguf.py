@@ -7,7 +7,7 @@ little-endian, and trusts nothing it has not checked against the file's size. It
 own reader takes and gguf-py's writer makes, but for
 
 - more bytes after the last tensor than pad it, and bools that are neither 0 nor 1;
-- keys and tensor names that are not UTF-8;
+- keys and tensor names that are not UTF-8, or hold a null character, where C sees their end;
 - what is past a limit: `NAME_CAP`, `HEADER_CAP`, `DEPTH_CAP` and `ARRAYS_CAP` of `gguf_values`,
   `TENSORS_CAP`, `KEYS_CAP` and `ALIGNMENT_CAP` of `gguf_types`;
 - empty tensors whose other extents multiply to more than NumPy counts;

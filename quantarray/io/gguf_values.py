@@ -89,7 +89,7 @@ class Cursor:
             self._short(count * size, offset, f"{count} elements take ")
 
     def name(self) -> str:
-        """Read the name of a key or tensor: UTF-8 of at most `NAME_CAP` bytes."""
+        """Read the name of a key or tensor: UTF-8 of at most `NAME_CAP` bytes, none of them 0."""
         start = self.at
         (size,) = self.take(_LENGTH)
         if size > NAME_CAP:
@@ -97,9 +97,12 @@ class Cursor:
         self.need(size, 1, start)
         self.at += size
         try:
-            return str(self.view[start + 8 : self.at], "utf-8")
+            name = str(self.view[start + 8 : self.at], "utf-8")
         except UnicodeDecodeError as error:
             raise MalformedError(f"not UTF-8: {error.reason}", start + 8 + error.start) from None
+        if "\0" in name:
+            raise MalformedError("it holds a null character", start)
+        return name
 
     def value(self) -> Value:
         """Read a value and its type before it.

@@ -118,6 +118,8 @@ def _header(
 def _name(name: object) -> bytes:
     if not isinstance(name, str):
         raise ValueError(f"must be str, got {type(name).__name__}")
+    if "\0" in name:
+        raise ValueError("it holds a null character")
     raw = text(name, "strict")
     if len(raw) > 8 + NAME_CAP:
         raise ValueError(f"its length {len(raw) - 8} is above the limit of {NAME_CAP}")

@@ -11,8 +11,12 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
+
+from numpy.typing import NDArray
 
 from quantarray.blocks import from_end
+from quantarray.io import gguf_types
 from quantarray.io.dtypes import DTYPES, NUMPY_NAMES, Spec, parse_spec
 from quantarray.io.escape import escape
 from quantarray.io.safetensors import loads
@@ -22,6 +26,9 @@ from quantarray.scheme import Scheme
 KEY = "quantarray"
 VERSION = 1
 _CHECKSUM = re.compile("[0-9a-f]{8}")
+
+
+Stored = NDArray[Any] | memoryview
 
 
 @dataclass(frozen=True)
@@ -36,7 +43,9 @@ class Entry:
     dtype: str
     shape: tuple[int, ...]
     scheme: Scheme | None
-    parts: Mapping[str, Spec]
+    parts: Mapping[str, Spec | gguf_types.Spec]
+    # Whether its only part has the tensor's own name in the file.
+    alone: bool = False
 
     @property
     def nbytes(self) -> int:
@@ -45,12 +54,12 @@ class Entry:
 
     def stored(self, part: str) -> str:
         """Return the name a part has in the file."""
-        return f"{self.name}.{part}" if part else self.name
+        return f"{self.name}.{part}" if part and not self.alone else self.name
 
 
-def plain(name: str, spec: Spec) -> Entry:
+def plain(name: str, dtype: str, shape: tuple[int, ...]) -> Entry:
     """Describe a tensor stored as it is."""
-    return Entry(name, spec.dtype, spec.shape, None, {"": spec})
+    return Entry(name, dtype, shape, None, {"": Spec(dtype, shape)})
 
 
 def quantized(name: str, scheme: Scheme, dtype: str, shape: tuple[int, ...]) -> Entry:
@@ -127,7 +136,7 @@ def parse(text: str, specs: Mapping[str, Spec]) -> tuple[dict[str, Entry], dict[
             raise ValueError(f"tensor '{escape(name)}': {error}") from None
     entries: dict[str, Entry] = {}
     for name, spec in specs.items():
-        entry = owners.get(name) or plain(name, spec)
+        entry = owners.get(name) or plain(name, spec.dtype, spec.shape)
         if entries.setdefault(entry.name, entry) is not entry:
             raise ValueError(f"tensor '{escape(entry.name)}' is stored both plain and quantized")
     return entries, checksums
@@ -144,8 +153,8 @@ def _quantized(name: str, record: object) -> Entry:
     return quantized(name, Scheme.from_dict(record["scheme"]), spec.dtype, spec.shape)
 
 
-def _found(entry: Entry, specs: Mapping[str, Spec]) -> Mapping[str, Spec]:
-    """Return the entry's parts after finding each in the file as the scheme says it must be."""
+def _found(entry: Entry, specs: Mapping[str, Spec]) -> Iterable[str]:
+    """Return the names of the entry's parts, each found in the file as the scheme says."""
     for part, spec in entry.parts.items():
         found = specs.get(entry.stored(part))
         if found is None:

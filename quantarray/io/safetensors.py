@@ -105,7 +105,11 @@ def read(path: files.Path) -> Container:
     OSError
         The file cannot be opened.
     """
-    file = files.open_mapped(path)
+    return parse(files.open_mapped(path))
+
+
+def parse(file: files.Mapped) -> Container:
+    """Check the header of a mapped file, as `read` does."""
 
     def fail(field: str, message: str, offset: int) -> NoReturn:
         raise _error(file.path, field, message, offset)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -12,13 +13,12 @@ from numpy.typing import NDArray
 from quantarray import _xp
 from quantarray.array import QuantizedArray
 from quantarray.errors import QuantArrayError
-from quantarray.io import layout, safetensors
+from quantarray.io import files, gguf, gguf_layout, gguf_types, layout, safetensors
 from quantarray.io.dtypes import DTYPES, NUMPY_NAMES, Spec
 from quantarray.io.escape import escape
 from quantarray.io.files import Path
-from quantarray.io.layout import KEY, Entry
+from quantarray.io.layout import KEY, Entry, Stored
 
-Stored = NDArray[Any] | memoryview
 _OURS = frozenset({KEY, safetensors.CHECKSUM})
 
 
@@ -27,13 +27,14 @@ class TensorFile(Mapping[str, "NDArray[Any] | QuantizedArray"]):
     """The tensors of a file by name; each is read, and its checksum compared, when asked for.
 
     Plain tensors are read-only NumPy arrays over the mapped file, quantized ones are
-    `QuantizedArray`. `metadata` is the file's own, without the keys of this layout.
+    `QuantizedArray`. `metadata` is the file's own, without the keys of this layout: text, or for a
+    GGUF file values of the types that it states.
     """
 
     path: str
-    metadata: Mapping[str, str]
+    metadata: Mapping[str, Any]
     entries: Mapping[str, Entry]
-    container: safetensors.Container
+    container: safetensors.Container | gguf.Container
     checksums: Mapping[str, str]
 
     def __getitem__(self, name: str) -> NDArray[Any] | QuantizedArray:
@@ -68,8 +69,9 @@ class TensorFile(Mapping[str, "NDArray[Any] | QuantizedArray"]):
         for part in entry.parts:
             name = entry.stored(part)
             parts[part] = self.container.raw(name)
-            stated, found = self.checksums.get(name), safetensors.checksum(parts[part])
-            if stated is not None and stated != found:
+            stated = self.checksums.get(name)
+            found = stated and safetensors.checksum(parts[part])
+            if found != stated:
                 raise self.container.error(name, f"checksum is {found}, the file says {stated}")
         return parts
 
@@ -80,7 +82,7 @@ class TensorFile(Mapping[str, "NDArray[Any] | QuantizedArray"]):
 
 
 def load(path: Path) -> TensorFile:
-    """Open a safetensors file, of quantarray's layout or plain.
+    """Open a safetensors file, of quantarray's layout or plain, or a GGUF file.
 
     Parameters
     ----------
@@ -92,7 +94,8 @@ def load(path: Path) -> TensorFile:
     -------
     TensorFile
         A mapping from names to NumPy arrays and `QuantizedArray`, with ``.metadata``. Only the
-        header is read now; each tensor is read when asked for.
+        header is read now; each tensor is read when asked for. GGUF does not tell what dtype was
+        quantized: it counts as float32.
 
     Raises
     ------
@@ -101,10 +104,14 @@ def load(path: Path) -> TensorFile:
     OSError
         The file cannot be opened.
     """
-    container = safetensors.read(path)
+    file = files.open_mapped(path)
+    if file.view[:4] == gguf_types.MAGIC:
+        held = gguf.parse(file)
+        return TensorFile(file.path, held.metadata, gguf_layout.entries(held), held, {})
+    container = safetensors.parse(file)
     container.check_header()
     metadata = {key: value for key, value in container.metadata.items() if key not in _OURS}
-    entries = {name: layout.plain(name, spec) for name, spec in container.specs.items()}
+    entries = {n: layout.plain(n, spec.dtype, spec.shape) for n, spec in container.specs.items()}
     checksums: dict[str, str] = {}
     if KEY in container.metadata:
         try:
@@ -114,19 +121,20 @@ def load(path: Path) -> TensorFile:
     return TensorFile(container.file.path, metadata, entries, container, checksums)
 
 
-def save(path: Path, tensors: Mapping[str, Any], metadata: Mapping[str, str] | None = None) -> None:
-    """Write arrays and quantized arrays to a safetensors file.
+def save(path: Path, tensors: Mapping[str, Any], metadata: Mapping[str, Any] | None = None) -> None:
+    """Write arrays and quantized arrays to a file.
 
     Parameters
     ----------
     path : str or os.PathLike
-        The file. It appears whole when all is written, or not at all; it may be the file that
-        `tensors` are being read from.
+        The file: GGUF if its name ends in ".gguf", otherwise safetensors. It appears whole when all
+        is written, or not at all; it may be the file that `tensors` are being read from.
     tensors : Mapping
         Names to arrays of any array library, or `QuantizedArray`. They are brought to host memory
         one at a time.
     metadata : Mapping of str to str, optional
-        Kept beside the tensors.
+        Kept beside the tensors. In a GGUF file values may also be NumPy scalars and arrays, bool,
+        and lists of str.
 
     Raises
     ------
@@ -142,7 +150,8 @@ def save(path: Path, tensors: Mapping[str, Any], metadata: Mapping[str, str] | N
         parts = value.parts() if isinstance(value, QuantizedArray) else {"": value}
         return {part: _xp.to_numpy(array) for part, array in parts.items()}
 
-    write(path, [_entry(name, tensors[name]) for name in tensors], produce, metadata or {})
+    planned = [_entry(name, tensors[name], layout_of(path)) for name in tensors]
+    write(path, planned, produce, metadata or {})
 
 
 def verify(path: Path) -> None:
@@ -191,9 +200,13 @@ def write(
     QuantArrayError, OSError
         As `save`, and whatever `produce` raises.
     """
+    if layout_of(path) is gguf_layout:
+        gguf_layout.write(path, entries, produce, metadata, done)
+        return
     specs: dict[str, Spec] = {}
     for entry in entries:
         for part, spec in entry.parts.items():
+            assert isinstance(spec, Spec)
             name = entry.stored(part)
             if name in specs:
                 raise QuantArrayError(f"two tensors would be stored as '{escape(name)}'")
@@ -212,6 +225,11 @@ def write(
     safetensors.write(path, specs, stored(), own)
 
 
+def layout_of(path: Path) -> ModuleType:
+    """Give the module that describes tensors as a file to be written holds them."""
+    return gguf_layout if files.checked(path).lower().endswith(".gguf") else layout
+
+
 def _check_metadata(metadata: Mapping[Any, Any]) -> None:
     for key, value in metadata.items():
         if not isinstance(key, str) or not isinstance(value, str):
@@ -220,20 +238,22 @@ def _check_metadata(metadata: Mapping[Any, Any]) -> None:
             raise QuantArrayError(f"metadata key '{key}' is the layout's own")
 
 
-def _entry(name: object, value: Any) -> Entry:
+def _entry(name: object, value: Any, how: ModuleType) -> Entry:
     """Describe a value given to `save`."""
     if not isinstance(name, str):
         raise QuantArrayError(f"tensor name {escape(repr(name))} must be str")
     try:
         if isinstance(value, QuantizedArray):
             dtype = DTYPES[_xp.dtype_name(value.dtype)]
-            return layout.quantized(name, value.scheme, dtype, tuple(value.shape))
+            found: Entry = how.quantized(name, value.scheme, dtype, tuple(value.shape))
+            return found
         if isinstance(value, np.ma.MaskedArray):
             raise QuantArrayError("a masked array has no place to store its mask: fill it first")
         dtype = _xp.dtype_name(value.dtype)
         if dtype not in DTYPES:
             raise QuantArrayError(f"dtype {dtype} cannot be stored")
-        return layout.plain(name, Spec(DTYPES[dtype], tuple(map(int, value.shape))))
+        found = how.plain(name, DTYPES[dtype], tuple(map(int, value.shape)))
+        return found
     except QuantArrayError as error:
         raise QuantArrayError(f"tensor '{escape(name)}': {error}") from None
     except (AttributeError, TypeError, ValueError):

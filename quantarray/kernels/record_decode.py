@@ -14,56 +14,13 @@ from numba.extending import intrinsic
 from quantarray.kernels.bits import as_float, widened
 from quantarray.kernels.compiling import compiled, entry
 from quantarray.kernels.decode import narrowed
+from quantarray.kernels.record_fields import ONES, address, put_word, read
+from quantarray.kernels.record_plans import BASE, CODES, MINS, OFFSET, PLANES, SCALES, SIGNS, SPAN
 
-# Elements that are worked on at once: a multiple of those of every block.
-SPAN = 4096
-# How the fields of a run are read: eight bytes at a time; eight bits of a byte at once; or one by
-# one; and the same for digits of base 3.
-WORDS, BITS, FEW, DIGIT_WORDS, DIGITS = range(5)
-# What a run's fields are, each in a plane of bytes; those of more than eight bits have two.
-CODES, SIGNS, SCALES, MINS, BASE, OFFSET = range(0, 12, 2)
-PLANES = 12
-
-_ONES = np.uint64(0x0101010101010101)
-_EVEN = np.uint64(0x00FF00FF00FF00FF)
-_ODD = np.uint64(0xFF00FF00FF00FF00)
-_BITS = np.uint64(0x8040201008040201)
-_LOW = np.uint64(0x7F7F7F7F7F7F7F7F)
 _LANES = 16
 
 
-def _address(context: Any, builder: Any, array: Any, value: Any, at: Any, kind: Any) -> Any:
-    """Give a pointer to what lies in an array from an element on."""
-    data = context.make_array(array)(context, builder, value).data
-    return builder.bitcast(builder.gep(data, [at]), kind.as_pointer())
-
-
-@intrinsic  # type: ignore[untyped-decorator,unused-ignore]
-def word_at(typingctx: Any, data: Any, at: Any) -> tuple[Any, Any]:
-    """Read eight bytes from any byte on."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        place = _address(context, builder, signature.args[0], *arguments, ir.IntType(64))
-        return builder.load(place, align=1)
-
-    return types.uint64(data, types.intp), generate
-
-
-@intrinsic  # type: ignore[untyped-decorator,unused-ignore]
-def put_word(typingctx: Any, data: Any, at: Any, word: Any) -> tuple[Any, Any]:
-    """Write eight bytes from any byte on."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        data, at, word = arguments
-        place = _address(context, builder, signature.args[0], data, at, ir.IntType(64))
-        builder.store(word, place, align=1)
-        return context.get_dummy_value()
-
-    return types.void(data, types.intp, types.uint64), generate
-
-
-@intrinsic  # type: ignore[untyped-decorator,unused-ignore]
-def _scale_lanes(
+def _lanes_scaled(
     typingctx: Any, codes: Any, at: Any, zero: Any, step: Any, scale: Any, offset: Any, out: Any
 ) -> tuple[Any, Any]:
     """Write ``(code - zero) * step * scale + offset`` for 16 signed bytes from `at` on.
@@ -82,8 +39,8 @@ def _scale_lanes(
             first = builder.insert_element(nothing, scalar, ir.Constant(ir.IntType(32), 0))
             return builder.shuffle_vector(first, nothing, ir.Constant(index, [0] * _LANES))
 
-        source = _address(context, builder, signature.args[0], codes, at, byte)
-        target = _address(context, builder, signature.args[6], out, at, number)
+        source = address(context, builder, signature.args[0], codes, at, byte)
+        target = address(context, builder, signature.args[6], out, at, number)
         wide = builder.sext(builder.load(source, align=1), index)
         values = builder.sitofp(builder.sub(wide, spread(zero, index)), number)
         values = builder.fmul(values, spread(step, number))
@@ -95,104 +52,7 @@ def _scale_lanes(
     return types.void(codes, types.intp, *numbers, out), generate
 
 
-@compiled
-def _read(run: Any, size: int, data: Any, count: int, plane: Any) -> None:
-    """Read the fields of a run in `count` blocks into a plane of bytes, one field at a time."""
-    how, unit, parts, per_block = run.how, run.unit, run.parts, run.per_block
-    bits, mask, right, left, alone = run.bits, run.mask, run.right, run.left, run.alone
-    for u in range(run.units):
-        at, to = run.start + u * run.stride, run.first + u * run.fields
-        if how == BITS:
-            _read_bits(data, at, size, left, alone, plane, to, per_block, count)
-            continue
-        power = 1
-        for part in range(parts):
-            shift = right + part * bits
-            if how == WORDS:
-                for i in range(0, unit, 8):
-                    how_to = shift, mask, left, alone
-                    _read_words(data, at + i, size, how_to, plane, to + i, per_block, count)
-            elif how == DIGIT_WORDS:
-                for i in range(0, unit, 8):
-                    _read_digits(data, at + i, size, power, plane, to + i, per_block, count)
-            elif how == DIGITS:
-                for i in range(unit):
-                    for block in range(count):
-                        digits = np.int64(data[np.uintp(at + i + block * size)]) * power & 255
-                        plane[np.uintp(to + i + block * per_block)] = np.uint8(digits * 3 >> 8)
-            else:
-                for i in range(unit):
-                    how_to = shift, mask, left, alone
-                    _read_bytes(data, at + i, size, how_to, plane, to + i, per_block, count)
-            power, to = power * 3, to + unit
-
-
-@compiled
-def _read_words(
-    data: Any, at: int, size: int, how: Any, plane: Any, to: int, per_block: int, count: int
-) -> None:
-    """Read fields of eight neighbouring bytes at once."""
-    shift, mask, left = np.uint64(how[0]), np.uint64(how[1]) * _ONES, np.uint64(how[2])
-    if how[3]:
-        for block in range(count):
-            fields = (word_at(data, at + block * size) >> shift & mask) << left
-            put_word(plane, to + block * per_block, fields)
-    else:
-        for block in range(count):
-            fields = (word_at(data, at + block * size) >> shift & mask) << left
-            place = to + block * per_block
-            put_word(plane, place, word_at(plane, place) | fields)
-
-
-@compiled
-def _read_digits(
-    data: Any, at: int, size: int, power: int, plane: Any, to: int, per_block: int, count: int
-) -> None:
-    """Read digits of base 3 of eight neighbouring bytes, in lanes of 16 bits."""
-    three, eight, times = np.uint64(3), np.uint64(8), np.uint64(power)
-    for block in range(count):
-        word = word_at(data, at + block * size)
-        even = (word & _EVEN) * times & _EVEN
-        odd = (word >> eight & _EVEN) * times & _EVEN
-        fields = (even * three >> eight & _EVEN) | (odd * three & _ODD)
-        put_word(plane, to + block * per_block, fields)
-
-
-@compiled
-def _read_bytes(
-    data: Any, at: int, size: int, how: Any, plane: Any, to: int, per_block: int, count: int
-) -> None:
-    shift, mask, left = how[:3]
-    if how[3]:
-        for block in range(count):
-            field = np.int64(data[np.uintp(at + block * size)]) >> shift & mask
-            plane[np.uintp(to + block * per_block)] = np.uint8(field << left)
-    else:
-        for block in range(count):
-            field = np.int64(data[np.uintp(at + block * size)]) >> shift & mask
-            plane[np.uintp(to + block * per_block)] |= np.uint8(field << left)
-
-
-@compiled
-def _read_bits(
-    data: Any,
-    at: int,
-    size: int,
-    left: int,
-    alone: bool,
-    plane: Any,
-    to: int,
-    per_block: int,
-    count: int,
-) -> None:
-    """Read the eight bits of a byte at once."""
-    for block in range(count):
-        bits = np.uint64(data[np.uintp(at + block * size)]) * _ONES & _BITS
-        fields = (((bits & _LOW) + _LOW | bits) >> np.uint64(7) & _ONES) << np.uint64(left)
-        place = to + block * per_block
-        if not alone:
-            fields |= word_at(plane, place)
-        put_word(plane, place, fields)
+_scale_lanes: Any = intrinsic(_lanes_scaled)
 
 
 @compiled
@@ -232,7 +92,7 @@ def _look_up_entries(p: Any, planes: Any, lattice: Any, signs: Any, values: Any)
         else:
             word = lattice[np.int64(codes[at]) | np.int64(more[at]) << 8]
         sign = signs[flags[at]]
-        put_word(values, 8 * at, (word ^ sign) + (sign & _ONES))
+        put_word(values, 8 * at, (word ^ sign) + (sign & ONES))
 
 
 @compiled
@@ -270,7 +130,7 @@ def decode(plan: Any, runs: Any, tables: Any, data: Any, out: Any) -> None:
     Parameters
     ----------
     plan, runs : array
-        Of `records.decoder`.
+        Of `record_plans.decoder`.
     tables : tuple of array
         The values of scale codes, of codes, and of entries and signs, eight bytes each.
     data : array of uint8, shape (blocks * size,)
@@ -278,8 +138,12 @@ def decode(plan: Any, runs: Any, tables: Any, data: Any, out: Any) -> None:
     """
     p, (scale_values, few, lattice, signs) = plan[0], tables
     elements, size, group = p.elements, p.size, p.group
-    planes, spare = np.zeros((PLANES, SPAN), np.uint8), np.empty(SPAN, np.uint8)
-    most = SPAN // group
+    room = min(SPAN, out.size)
+    planes, spare, most = (
+        np.zeros((PLANES, room), np.uint8),
+        np.empty(room, np.uint8),
+        room // group,
+    )
     scale, offset = np.empty(most, np.float32), np.full(most, np.float32(-0.0))
     base = np.ones(most, np.float32)
     zero, step = np.int32(p.zero), np.float32(p.step)
@@ -287,7 +151,7 @@ def decode(plan: Any, runs: Any, tables: Any, data: Any, out: Any) -> None:
         target = out[start : start + SPAN]
         count = target.size // elements
         for i in range(runs.size):
-            _read(runs[i], size, data[start // elements * size :], count, planes[runs[i].plane])
+            read(runs[i], size, data[start // elements * size :], count, planes[runs[i].plane])
         values = planes[CODES][: target.size]
         if p.width:
             values = spare[: target.size]

@@ -7,28 +7,26 @@ the steps compute is float32 in the order of `ggml-quants.c`, whose bytes these 
 from typing import Any
 
 import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
 
 from quantarray.kernels.bits import as_bits, as_float, magnitude, ordered, widened
 from quantarray.kernels.compiling import compiled, entry, inlined
 from quantarray.kernels.decode import narrowed
-from quantarray.kernels.record_decode import (
-    BITS,
-    DIGIT_WORDS,
-    DIGITS,
+from quantarray.kernels.record_fields import address, write
+from quantarray.kernels.record_plans import (
+    ABSMAX,
+    EDGE,
+    EXPONENT,
+    MEAN,
+    MINMAX,
+    QUARTER,
+    QUARTERS,
     SPAN,
-    WORDS,
-    put_word,
-    word_at,
+    UNIT,
 )
 
-# What a block's scale is made of: its element farthest from 0, or the distance of that; its least
-# and largest; the distance's exponent; the distance alone in parts of 16; or the mean distance.
-EDGE, ABSMAX, MINMAX, EXPONENT, QUARTERS, MEAN = range(6)
-# Elements of which extremes are found, and which are rounded, in one go.
-UNIT, QUARTER = 32, 16
-
-_ONES = np.uint64(0x0101010101010101)
-_GATHER = np.uint64(0x0102040810204080)
 _INF = np.int32(0x7F800000)
 # Larger ones would be Inf as float16.
 _LARGEST = np.float32(65520.0)
@@ -36,41 +34,77 @@ _LARGEST = np.float32(65520.0)
 _HALF = np.float32(0.49999997)
 
 
-@inlined
-def _extremes(bits: Any, first: int, size: int) -> Any:
-    least, most = ordered(bits[first]), ordered(bits[first])
-    for i in range(size):
-        key = ordered(bits[first + i])
-        least, most = min(least, key), max(most, key)
-    return least, most
+def _reduction(name: str, size: int, mask: int = -1) -> Any:
+    """Give a function for the largest of integers from one on, some bits of each cleared.
+
+    A compiler makes a loop over so few into one that takes four times as long.
+    """
+
+    def largest(typingctx: Any, data: Any, at: Any) -> tuple[Any, Any]:
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            word, lanes = ir.IntType(32), ir.VectorType(ir.IntType(32), size)
+            data, at = arguments
+            place = address(context, builder, signature.args[0], data, at, lanes)
+            values = builder.load(place, align=4)
+            if mask != -1:
+                values = builder.and_(values, ir.Constant(lanes, [mask] * size))
+            kind = ir.FunctionType(word, [lanes])
+            full = f"llvm.vector.reduce.{name}.v{size}i32"
+            return builder.call(builder.module.declare_intrinsic(full, fnty=kind), [values])
+
+        return types.int32(data, types.intp), generate
+
+    return intrinsic(largest)
 
 
-@inlined
-def _farthest(bits: Any, first: int, size: int) -> Any:
-    most = np.int32(0)
-    for i in range(size):
-        most = max(most, magnitude(bits[first + i]))
-    return most
+# The bits of the largest float, if one is positive; of the least, if one is negative; and of the
+# distance from 0 of the farthest.
+_highest = _reduction("smax", UNIT)
+_lowest = _reduction("umax", UNIT)
+_farthest = _reduction("smax", UNIT, 0x7FFFFFFF)
+_farthest_of_few = _reduction("smax", QUARTER, 0x7FFFFFFF)
 
 
 @compiled
-def _measure(rule: int, bits: Any, low: Any, high: Any) -> bool:
+def _measure(rule: int, bits: Any, low: Any, high: Any) -> Any:
     """Find the extremes of units, or their distance from 0; tell whether all are finite."""
     most = np.int32(0)
     if rule in (EDGE, MINMAX):
         for u in range(high.size):
-            least, largest = _extremes(bits, u * UNIT, UNIT)
-            low[u], high[u] = as_float(ordered(least)), as_float(ordered(largest))
-            most = max(most, magnitude(ordered(least)), magnitude(ordered(largest)))
+            top, bottom = _highest(bits, u * UNIT), _lowest(bits, u * UNIT)
+            most = max(most, top, magnitude(bottom))
+            if rule == MINMAX and (top < 0 or bottom >= 0):  # all have one sign
+                top, bottom = _extremes(bits[u * UNIT : (u + 1) * UNIT])
+            high[u] = as_float(top) if top >= 0 or rule == MINMAX else np.float32(0)
+            low[u] = as_float(bottom) if bottom < 0 or rule == MINMAX else np.float32(0)
     elif rule == QUARTERS:
         for u in range(high.size):
-            size = _farthest(bits, u * QUARTER, QUARTER)
+            size = _farthest_of_few(bits, u * QUARTER)
             most, high[u] = max(most, size), as_float(size)
     else:
         for u in range(high.size):
-            size = _farthest(bits, u * UNIT, UNIT)
+            size = _farthest(bits, u * UNIT)
             most, high[u] = max(most, size), as_float(size)
     return most < _INF
+
+
+@compiled
+def _extremes(bits: Any) -> Any:
+    least = most = ordered(bits[0])
+    for i in range(bits.size):
+        key = ordered(bits[i])
+        least, most = min(least, key), max(most, key)
+    return ordered(most), ordered(least)
+
+
+@compiled
+def _join(parts: int, high: Any) -> None:
+    """Join the extremes of the units of each block, in place."""
+    for b in range(high.size // parts):
+        most = high[b * parts]
+        for k in range(1, parts):
+            most = max(most, high[b * parts + k])
+        high[b] = most
 
 
 @compiled
@@ -167,7 +201,7 @@ def _exponents(p: Any, nearly: Any, high: Any, factor: Any, out: Any) -> None:
 
 
 @compiled
-def _e4m3(x: Any) -> int:
+def _e4m3(x: Any) -> Any:
     """Round to a float of E4M3 as ggml does: half away from 0, and from 256 on to the largest."""
     bits = np.int64(as_bits(min(x, np.float32(448))))
     power = (bits >> 23) - 127 + 7
@@ -208,42 +242,41 @@ def _round(p: Any, x: Any, factor: Any, codes: Any) -> None:
             codes[u * UNIT + i] = np.uint8(code)
 
 
-@inlined
-def _nearest(x: Any, first: int, size: int, by: Any, codes: Any) -> None:
+@compiled
+def _nearest(x: Any, by: Any, codes: Any) -> None:
     """Find the nearest values of E2M1, the smaller one of two, by what lies between them."""
     a, b, c = by * np.float32(0.5), by * np.float32(1.5), by * np.float32(2.5)
     d, e = by * np.float32(3.5), by * np.float32(5)
     f, g = by * np.float32(7), by * np.float32(10)
-    for i in range(size):
-        y = x[first + i]
+    for i in range(codes.size):
+        y = x[i]
         z = abs(y)
         half = z > d
         quarter = z > (f if half else b)
         last = z > ((g if quarter else e) if half else (c if quarter else a))
-        code = np.int32(4 if half else 0) | np.int32(2 if quarter else 0) | np.int32(last)
-        codes[first + i] = np.uint8(code | np.int32(8 if y < -a else 0))
+        code = np.int32(4 if half else 0) | np.int32(2 if quarter else 0)
+        sign = np.int32(8 if y < -a else 0)
+        codes[i] = np.uint8(code | np.int32(1 if last else 0) | sign)
 
 
 @compiled
 def _compare(p: Any, x: Any, high: Any, factor: Any, codes: Any) -> None:
-    if p.rule == EXPONENT:
-        for u in range(factor.size):
-            _nearest(x, u * UNIT, UNIT, factor[u], codes)
-    else:
-        for u in range(factor.size):
-            by = factor[u] if factor[u] > 0 else np.float32(np.inf)
-            _nearest(x, u * QUARTER, QUARTER, by, codes)
-            if high[u] > np.float32(24) * by:
-                _compare_all(x, u * QUARTER, QUARTER, by, p.few, codes)
+    size = UNIT if p.rule == EXPONENT else QUARTER
+    for u in range(factor.size):
+        some, found = x[u * size : (u + 1) * size], codes[u * size : (u + 1) * size]
+        by = factor[u] if factor[u] > 0 else np.float32(np.inf)
+        _nearest(some, by, found)
+        if p.rule == QUARTERS and high[u] > np.float32(24) * by:
+            _compare_all(some, by, p.few, found)
 
 
 @compiled
-def _compare_all(x: Any, first: int, size: int, by: Any, few: Any, codes: Any) -> None:
+def _compare_all(x: Any, by: Any, few: Any, codes: Any) -> None:
     """Find the first of the values whose rounded distance is least.
 
     From far away they all are equally far.
     """
-    for i in range(first, first + size):
+    for i in range(x.size):
         best, least = 0, abs(few[0] * by - x[i])
         for k in range(1, few.size):
             error = abs(few[k] * by - x[i])
@@ -253,100 +286,11 @@ def _compare_all(x: Any, first: int, size: int, by: Any, few: Any, codes: Any) -
 
 
 @compiled
-def _write(run: Any, size: int, codes: Any, count: int, out: Any) -> None:
-    """Write the fields of a run in `count` blocks, one byte or eight at a time."""
-    how, unit, parts, per_block = run.how, run.unit, run.parts, run.per_block
-    bits, mask, right, left = run.bits, run.mask, run.right, run.left
-    for u in range(run.units):
-        at, place = run.start + u * run.stride, run.first + u * run.fields
-        if how == BITS:
-            _write_bits(codes, place, per_block, left, out, at, size, count)
-        elif how == DIGIT_WORDS:
-            for i in range(0, unit, 8):
-                _write_digits(codes, place + i, per_block, unit, parts, out, at + i, size, count)
-        elif how == WORDS:
-            for part in range(parts):
-                how_to = left, mask, right + part * bits, part == 0
-                for i in range(0, unit, 8):
-                    first = place + part * unit + i
-                    _write_words(codes, first, per_block, how_to, out, at + i, size, count)
-        else:
-            base = 3 if how == DIGITS else 0
-            for i in range(unit):
-                for block in range(count):
-                    first = place + i + block * per_block
-                    byte = _joined(codes, first, unit, parts, base, left, mask, bits)
-                    out[np.uintp(at + i + block * size)] = np.uint8(byte << (0 if base else right))
-
-
-@compiled
-def _write_words(
-    codes: Any, first: int, per_block: int, how: Any, out: Any, at: int, size: int, count: int
-) -> None:
-    left, mask, right = np.uint64(how[0]), np.uint64(how[1]) * _ONES, np.uint64(how[2])
-    if how[3]:
-        for block in range(count):
-            fields = (word_at(codes, first + block * per_block) >> left & mask) << right
-            put_word(out, at + block * size, fields)
-    else:
-        for block in range(count):
-            fields = (word_at(codes, first + block * per_block) >> left & mask) << right
-            place = at + block * size
-            put_word(out, place, word_at(out, place) | fields)
-
-
-@compiled
-def _write_bits(
-    codes: Any, first: int, per_block: int, left: int, out: Any, at: int, size: int, count: int
-) -> None:
-    """Write bits of eight neighbouring fields as a byte."""
-    for block in range(count):
-        fields = word_at(codes, first + block * per_block) >> np.uint64(left) & _ONES
-        out[np.uintp(at + block * size)] = np.uint8(fields * _GATHER >> np.uint64(56))
-
-
-@compiled
-def _write_digits(
-    codes: Any,
-    first: int,
-    per_block: int,
-    unit: int,
-    parts: int,
-    out: Any,
-    at: int,
-    size: int,
-    count: int,
-) -> None:
-    """Write digits of base 3 to eight neighbouring bytes."""
-    for block in range(count):
-        word = np.uint64(0)
-        for part in range(parts):
-            place = first + part * unit + block * per_block
-            word = word * np.uint64(3) + word_at(codes, place)
-        put_word(out, at + block * size, word)
-        for i in range(at + block * size, at + block * size + 8):
-            out[i] = np.uint8(_fraction(np.int64(out[i])))
-
-
-@inlined
-def _fraction(digits: Any) -> Any:
-    """Give five digits as a fraction of 256, rounded up."""
-    return (digits * 256 + 242) // 243
-
-
-@inlined
-def _joined(
-    codes: Any, first: int, unit: int, parts: int, base: int, left: int, mask: int, bits: int
-) -> Any:
-    """Join the fields of a byte."""
-    byte = np.int64(0)
-    if base:
-        for part in range(parts):
-            byte = byte * base + np.int64(codes[first + part * unit])
-        return _fraction(byte * base ** (5 - parts))
-    for part in range(parts):
-        byte |= (np.int64(codes[first + part * unit]) >> left & mask) << (part * bits)
-    return byte
+def _lose(elements: int, high: Any, factor: Any, codes: Any) -> None:
+    """Give code 0 to blocks whose scale has no reciprocal: C casts Inf, or NaN."""
+    for b in range(factor.size):
+        if factor[b] == 0 and high[b] != 0:
+            codes[b * elements : (b + 1) * elements] = 0
 
 
 @entry
@@ -356,7 +300,7 @@ def encode(plan: Any, runs: Any, nearly: Any, x: Any, out: Any) -> bool:
     Parameters
     ----------
     plan, runs : array
-        Of `records.encoder`.
+        Of `record_plans.encoder`.
     nearly : array of int32
         The least fraction with which a number counts as the next power of two, by exponent.
     x : array of float32, shape (blocks * elements,)
@@ -365,8 +309,9 @@ def encode(plan: Any, runs: Any, nearly: Any, x: Any, out: Any) -> bool:
     p = plan[0]
     rule, elements, size = p.rule, p.elements, p.size
     unit = QUARTER if rule == QUARTERS else UNIT
-    low, high = np.zeros(SPAN // unit, np.float32), np.empty(SPAN // unit, np.float32)
-    factor, codes = np.empty(SPAN // unit, np.float32), np.empty(SPAN, np.uint8)
+    room = min(SPAN, x.size)
+    low, high = np.zeros(room // unit, np.float32), np.empty(room // unit, np.float32)
+    factor, codes = np.empty(room // unit, np.float32), np.empty(room, np.uint8)
     for start in range(0, x.size, SPAN):
         some = x[start : start + SPAN]
         count, units = some.size // elements, some.size // unit
@@ -397,26 +342,8 @@ def encode(plan: Any, runs: Any, nearly: Any, x: Any, out: Any) -> bool:
         if p.lost:
             _lose(elements, high, by, codes)
         for i in range(runs.size):
-            _write(runs[i], size, codes, count, target)
+            write(runs[i], size, codes, count, target)
     return True
-
-
-@compiled
-def _join(parts: int, high: Any) -> None:
-    """Join the extremes of the units of each block, in place."""
-    for b in range(high.size // parts):
-        most = high[b * parts]
-        for k in range(1, parts):
-            most = max(most, high[b * parts + k])
-        high[b] = most
-
-
-@compiled
-def _lose(elements: int, high: Any, factor: Any, codes: Any) -> None:
-    """Give code 0 to blocks whose scale has no reciprocal: C casts Inf, or NaN."""
-    for b in range(factor.size):
-        if factor[b] == 0 and high[b] != 0:
-            codes[b * elements : (b + 1) * elements] = 0
 
 
 @entry

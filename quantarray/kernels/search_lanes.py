@@ -12,12 +12,16 @@ import operator
 from collections.abc import Callable
 from typing import Any
 
+import numba.extending
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
-from numba.extending import lower_builtin, models, register_model, type_callable
 
 LANES = 16
+
+# Numba's functions have no types.
+_numba: Any = numba.extending
+_insert: Any = cgutils.get_or_insert_function
 
 
 class Lanes(types.Type):
@@ -25,7 +29,7 @@ class Lanes(types.Type):
 
     def __init__(self, kind: str) -> None:
         self.kind = kind
-        super().__init__(name=f"Lanes({kind})")
+        super().__init__(name=f"Lanes({kind})")  # type: ignore[no-untyped-call,unused-ignore]
 
 
 FLOATS, WHOLES, FLAGS = Lanes("floats"), Lanes("wholes"), Lanes("flags")
@@ -38,8 +42,8 @@ _VECTORS = {
 _OF_ARRAY = {types.float32: FLOATS, types.int32: WHOLES}
 
 
-@register_model(Lanes)
-class _LanesModel(models.PrimitiveModel):  # type: ignore[misc,unused-ignore]
+@_numba.register_model(Lanes)
+class _LanesModel(_numba.models.PrimitiveModel):  # type: ignore[misc,unused-ignore]
     def __init__(self, manager: Any, kind: Any) -> None:
         super().__init__(manager, kind, _VECTORS[kind])
 
@@ -114,7 +118,26 @@ def _vector(context: Any, builder: Any, kind: Any, value: Any, given: Any) -> An
 
 
 _KINDS = (Lanes, types.Float, types.Integer, types.Boolean)
-_PAIRS = [(a, b) for a in _KINDS for b in _KINDS if Lanes in (a, b)]
+_PAIRS = [(a, b) for a in _KINDS for b in _KINDS]
+
+
+def _define(function: Any, typed: Callable[..., Any], lowered: Any, *arguments: Any) -> None:
+    """Tell Numba what a function gives for types of arguments, and what LLVM is to do for these.
+
+    Parameters
+    ----------
+    function : callable
+        What is called in compiled code.
+    typed : callable
+        Gives the type of the result, or None where arguments do not suit.
+    lowered : callable
+        What Numba calls for the instructions.
+    *arguments : tuple of type
+        The classes of the types that arguments may have.
+    """
+    _numba.type_callable(function)(lambda context: typed)
+    for kinds in arguments:
+        _numba.lower_builtin(function, *kinds)(lowered)
 
 
 def _binary(function: Any, built: dict[Any, tuple[Callable[..., Any], Any]]) -> None:
@@ -134,13 +157,9 @@ def _binary(function: Any, built: dict[Any, tuple[Callable[..., Any], Any]]) -> 
                 return kind
         return None
 
-    @type_callable(function)
-    def typed(context: Any) -> Any:
-        def typer(a: Any, b: Any) -> Any:
-            kind = find(a, b)
-            return None if kind is None else built[kind][1]
-
-        return typer
+    def typed(a: Any, b: Any) -> Any:
+        kind = find(a, b)
+        return None if kind is None else built[kind][1]
 
     def lowered(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         kind = find(*signature.args)
@@ -148,21 +167,16 @@ def _binary(function: Any, built: dict[Any, tuple[Callable[..., Any], Any]]) -> 
         vectors = [_vector(context, builder, kind, value, given) for value, given in pairs]
         return built[kind][0](builder, *vectors)
 
-    for pair in _PAIRS:
-        lower_builtin(function, *pair)(lowered)
+    _define(function, typed, lowered, *(pair for pair in _PAIRS if Lanes in pair))
 
 
 def _unary(function: Any, kind: Any, build: Callable[..., Any], result: Any) -> None:
     """Define a function of one vector."""
 
-    @type_callable(function)
-    def typed(context: Any) -> Any:
-        return lambda a: result if a == kind else None
-
     def lowered(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return build(builder, arguments[0])
 
-    lower_builtin(function, Lanes)(lowered)
+    _define(function, lambda a: result if a == kind else None, lowered, (Lanes,))
 
 
 def _simple(name: str) -> Callable[..., Any]:
@@ -172,7 +186,7 @@ def _simple(name: str) -> Callable[..., Any]:
 def _float_intrinsic(name: str) -> Callable[..., Any]:
     def build(builder: Any, a: Any) -> Any:
         kind = ir.FunctionType(a.type, [a.type])
-        function = cgutils.get_or_insert_function(builder.module, kind, f"llvm.{name}.v{LANES}f32")
+        function = _insert(builder.module, kind, f"llvm.{name}.v{LANES}f32")
         return builder.call(function, [a])
 
     return build
@@ -227,26 +241,15 @@ _unary(
 )
 
 
-@type_callable(spread)
-def _type_spread(context: Any) -> Any:
-    return lambda number: FLOATS if isinstance(number, types.Float) else None
-
-
-@lower_builtin(spread, types.Float)
 def _spread(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
     return _vector(context, builder, FLOATS, arguments[0], signature.args[0])
 
 
-def _kind_of_choice(one: Any, other: Any) -> Any:
+def _type_choose(flags: Any, one: Any, other: Any) -> Any:
     for kind in (FLOATS, WHOLES):
-        if _suits(kind, one) and _suits(kind, other):
+        if flags == FLAGS and _suits(kind, one) and _suits(kind, other):
             return kind
     return None
-
-
-@type_callable(choose)
-def _type_choose(context: Any) -> Any:
-    return lambda flags, one, other: _kind_of_choice(one, other) if flags == FLAGS else None
 
 
 def _choose(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -255,48 +258,39 @@ def _choose(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
     return builder.select(arguments[0], one, other)
 
 
-for _one in _KINDS:
-    for _other in _KINDS:
-        lower_builtin(choose, Lanes, _one, _other)(_choose)
-
-
-def _place(context: Any, builder: Any, kind: Any, array: Any, at: Any) -> Any:
+def _place(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
     """Give the address of a row of 16 elements."""
-    data = context.make_array(kind)(context, builder, array).data
+    array, whole = signature.args[:2]
+    data = context.make_array(array)(context, builder, arguments[0]).data
+    at = context.cast(builder, arguments[1], whole, types.intp)
     start = builder.mul(at, ir.Constant(at.type, LANES))
-    vector = _VECTORS[_OF_ARRAY[kind.dtype]]
+    vector = _VECTORS[_OF_ARRAY[array.dtype]]
     return builder.bitcast(builder.gep(data, [start]), vector.as_pointer())
 
 
-@type_callable(load)
-def _type_load(context: Any) -> Any:
-    def typer(rows: Any, at: Any) -> Any:
-        return _OF_ARRAY.get(rows.dtype) if isinstance(rows, types.Array) else None
-
-    return typer
+def _type_load(rows: Any, at: Any) -> Any:
+    return _OF_ARRAY.get(rows.dtype) if isinstance(rows, types.Array) else None
 
 
-@lower_builtin(load, types.Array, types.Integer)
 def _load(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-    at = context.cast(builder, arguments[1], signature.args[1], types.intp)
-    place = _place(context, builder, signature.args[0], arguments[0], at)
-    return builder.load(place, align=4)
+    return builder.load(_place(context, builder, signature, arguments), align=4)
 
 
-@type_callable(store)
-def _type_store(context: Any) -> Any:
-    def typer(rows: Any, at: Any, lanes: Any) -> Any:
-        kind = _OF_ARRAY.get(rows.dtype) if isinstance(rows, types.Array) else None
-        return types.void if kind is not None and _suits(kind, lanes) else None
-
-    return typer
+def _type_store(rows: Any, at: Any, lanes: Any) -> Any:
+    kind = _type_load(rows, at)
+    return types.void if kind is not None and _suits(kind, lanes) else None
 
 
-@lower_builtin(store, types.Array, types.Integer, types.Any)
 def _store(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-    array, place, given = signature.args
-    at = context.cast(builder, arguments[1], place, types.intp)
-    kind = _OF_ARRAY[array.dtype]
-    vector = _vector(context, builder, kind, arguments[2], given)
-    builder.store(vector, _place(context, builder, array, arguments[0], at), align=4)
+    kind = _OF_ARRAY[signature.args[0].dtype]
+    vector = _vector(context, builder, kind, arguments[2], signature.args[2])
+    builder.store(vector, _place(context, builder, signature, arguments), align=4)
     return context.get_dummy_value()
+
+
+_define(
+    spread, lambda number: FLOATS if isinstance(number, types.Float) else None, _spread, _KINDS[1:2]
+)
+_define(choose, _type_choose, _choose, *((Lanes, *pair) for pair in _PAIRS))
+_define(load, _type_load, _load, (types.Array, types.Integer))
+_define(store, _type_store, _store, (types.Array, types.Integer, types.Any))

@@ -40,9 +40,13 @@ def _number(x: Any) -> Any:
 
 @overload(_number, strict=False)
 def _number_of(x: Any) -> Any:
-    if x == types.float64:
-        return lambda x: np.float32(x)
-    return lambda x: as_float(widened(x))
+    def rounded(x: Any) -> Any:
+        return np.float32(x)
+
+    def exact(x: Any) -> Any:
+        return as_float(widened(x))
+
+    return rounded if x == types.float64 else exact
 
 
 @entry
@@ -73,7 +77,7 @@ def gather(memory: Any, starts: Any, tiles: Any) -> bool:
             worst = max(worst, np.int32(as_bits(row[i]) & np.int32(0x7FFFFFFF)))
         for i in range(size):
             tile[i, lane] = row[i]
-    return worst < np.int32(0x7F800000)
+    return bool(worst < np.int32(0x7F800000))
 
 
 @entry
@@ -101,9 +105,11 @@ def nearest(x: Any) -> Any:
 @inlined
 def clamped(x: Any, low: Any, high: Any) -> Any:
     """Round to whole numbers between two, as floats: `nearest` without a conversion."""
-    code = as_wholes(x + np.float32(12582912)) & 0x7FFFFF
-    code = least(most(code, low + np.int32(0x400000)), high + np.int32(0x400000))
-    return as_floats(code | 0x4B000000) - np.float32(12582912)
+    # The bits of 12582912 plus the whole number, and of that plus garbage where those above the last
+    # 23 would differ.
+    code = (as_wholes(x + np.float32(12582912)) & 0x7FFFFF) | 0x4B000000
+    code = least(most(code, low + np.int32(0x4B400000)), high + np.int32(0x4B400000))
+    return as_floats(code) - np.float32(12582912)
 
 
 @inlined

@@ -129,10 +129,11 @@ def _greedy(p: Any, x: Any, codes: Any, sums: Any, scales: Any) -> None:
             sum_cc = sum_cc + weight * code * code
         store(sums_cx, j, sum_cx)
         store(sums_cc, j, sum_cc)
+    # Groups without a change in the last round would have none in another.
+    active, moved, count = np.arange(groups), np.zeros(groups, np.bool_), groups
     for _ in range(5):
-        changed = spread(zero) > zero
         for first in range(size):
-            for j in range(groups):
+            for j in active[:count]:
                 i, sum_cx, sum_cc = j * size + first, load(sums_cx, j), load(sums_cc, j)
                 number, old = load(x, i), load(codes, i)
                 weight, code = number * number, to_floats(old)
@@ -148,10 +149,13 @@ def _greedy(p: Any, x: Any, codes: Any, sums: Any, scales: Any) -> None:
                 store(codes, i, choose(better, new, old))
                 store(sums_cx, j, choose(better, rest_cx, sum_cx))
                 store(sums_cc, j, choose(better, rest_cc, sum_cc))
-                changed = changed | better
-        # A lane where nothing changed stays as it is in another round.
-        if not some(changed):
-            break
+                moved[j] |= some(better)
+        still = 0
+        for j in active[:count]:
+            if moved[j]:
+                active[still], moved[j] = j, False
+                still += 1
+        count = still
     for j in range(groups):
         edge, empty = edge_of(x, j * size, size)
         sum_cx, sum_cc = load(sums_cx, j), load(sums_cc, j)

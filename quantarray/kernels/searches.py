@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from quantarray.kernels import memory
 from quantarray.kernels.plans import Numbers
 from quantarray.kernels.plans import record as as_record
 from quantarray.kernels.search_affine import encode_nested, encode_offset
@@ -252,17 +253,19 @@ def encode_rows(
     """
     kind, plan = _KINDS[record.name, importance is not None], _plan(record, importance is not None)
     columns, size = x.shape[1], record.elements
-    memory, blocks = x.reshape(-1).view(_MEMORY[dtype]), out.reshape(-1, record.size)
-    weights = None if importance is None else importance.reshape(-1).view(np.uint32)
-    sigma = _mean_squares(memory, columns, size, first, last) if kind.rows else None
-    most = -(-min(_SHARE // size, max(last - first, 0)) // LANES)
+    if first >= last:
+        return True
+    elements, blocks = memory.flat(x).view(_MEMORY[dtype]), out.reshape(-1, record.size)
+    weights = None if importance is None else memory.flat(importance).view(np.uint32)
+    sigma = _mean_squares(elements, columns, size, first, last) if kind.rows else None
+    most = -(-min(_SHARE // size, last - first) // LANES)
     tiles = np.empty((most, size, LANES), np.float32)
     weight_tiles = np.empty((0 if weights is None else most, size, LANES), np.float32)
     for start in range(first, last, _SHARE // size):
         stop = min(start + _SHARE // size, last)
         count = -(-(stop - start) // LANES)
         starts = np.arange(start, stop) * size
-        if not gather(memory, starts, tiles[:count]):
+        if not gather(elements, starts, tiles[:count]):
             return False
         if weights is not None:
             gather(weights, starts % weights.size, weight_tiles[:count])
@@ -274,17 +277,18 @@ def encode_rows(
     return True
 
 
-def _mean_squares(memory: Numbers, columns: int, size: int, first: int, last: int) -> Numbers:
+def _mean_squares(elements: Numbers, columns: int, size: int, first: int, last: int) -> Numbers:
     """Give the mean square of the row of each block: a sum in order of the elements."""
     rows = np.arange(first * size // columns, last * size // columns)
     found = np.empty(rows.size, np.float32)
-    width = max(_SHARE // LANES, size)
-    for start in range(0, rows.size, LANES):
-        some = rows[start : start + LANES]
-        sums = np.zeros((1, LANES), np.float32)
+    width = min(_SHARE // LANES, columns)
+    share = _SHARE // (LANES * width) * LANES
+    for start in range(0, rows.size, share):
+        some = rows[start : start + share]
+        sums = np.zeros((-(-some.size // LANES), LANES), np.float32)
         for column in range(0, columns, width):
-            tiles = np.empty((1, min(width, columns - column), LANES), np.float32)
-            gather(memory, some * columns + column, tiles)
+            tiles = np.empty((len(sums), min(width, columns - column), LANES), np.float32)
+            gather(elements, some * columns + column, tiles)
             add_squares(tiles, sums)
-        found[start : start + LANES] = sums[0, : some.size]
+        found[start : start + share] = sums.reshape(-1)[: some.size]
     return np.repeat(found / np.float32(columns), columns // size)

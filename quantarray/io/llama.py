@@ -1,0 +1,77 @@
+"""What llama.cpp's `llama-quantize --pure` does to a model: which tensors it leaves, and as what.
+
+`llama-quant.cpp` of llama.cpp defines it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from quantarray.records import RECORDS
+
+# Tensors with one of these in their name stay as they are: norms, routers of experts, positions,
+# small matrices of state-space and RWKV models, of Gemma's altup and laurel, and of encoders.
+_KEPT = (
+    "_norm.weight", "ffn_gate_inp.weight", "ffn_gate_tid2eid.weight", "altup", "laurel",
+    "per_layer_model_proj", "ssm_conv1d", "shortconv.conv.weight", "indexer.k_proj.weight",
+    "indexer.q_proj.weight", "time_mix_first.weight", "time_mix_w0.weight", "time_mix_w1.weight",
+    "time_mix_w2.weight", "time_mix_v0.weight", "time_mix_v1.weight", "time_mix_v2.weight",
+    "time_mix_a0.weight", "time_mix_a1.weight", "time_mix_a2.weight", "time_mix_g1.weight",
+    "time_mix_g2.weight", "time_mix_decay_w1.weight", "time_mix_decay_w2.weight",
+    "time_mix_lerp_fused.weight", "attn_rel_b.weight", ".position_embd", "sam.pos_embd",
+    "sam.neck.", "sam.net_", ".rel_pos", ".patch_embd", ".patch_merger", "a.rvq.codebook",
+    "mm.a.code_embd",
+)  # fmt: skip
+_KEPT_NAMES = ("position_embd.weight", "token_types.weight")
+
+# What a row that is not whole blocks is encoded as; F16 where that does not fit either.
+_FALLBACK = {
+    "IQ4_XS": "IQ4_NL",
+    "Q2_0": "Q4_0",
+    "Q2_K": "Q4_0",
+    "Q3_K": "Q4_0",
+    "TQ1_0": "Q4_0",
+    "TQ2_0": "Q4_0",
+    "Q4_K": "Q5_0",
+    "Q5_K": "Q5_1",
+    "Q6_K": "Q8_0",
+}
+
+# `enum llama_ftype`, of the file that is mostly of a type.
+_FILE_TYPES = {
+    "F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "Q5_1": 9, "Q2_K": 10,
+    "Q3_K": 11, "Q4_K": 14, "Q5_K": 16, "Q6_K": 18, "IQ4_NL": 25, "IQ4_XS": 30, "BF16": 32,
+    "TQ1_0": 36, "TQ2_0": 37, "MXFP4": 38, "NVFP4": 39, "Q1_0": 40, "Q2_0": 41,
+}  # fmt: skip
+_VERSION = 2  # of the quantized types
+_SPLIT = ("split.no", "split.count", "split.tensors.count")
+
+
+def is_kept(name: str, shape: tuple[int, ...]) -> bool:
+    """Tell whether a tensor is not to be quantized: of one axis, no weight, or a delicate one."""
+    axes = next((len(shape) - i for i, extent in enumerate(shape) if extent != 1), 1)
+    return (
+        axes < 2
+        or not name.endswith("weight")
+        or name in _KEPT_NAMES
+        or any(part in name for part in _KEPT)
+    )
+
+
+def fitting(type_: str, shape: tuple[int, ...]) -> str:
+    """Give a type, or what stands in for it where rows of a shape are not whole blocks of it."""
+    for candidate in (type_, _FALLBACK.get(type_)):
+        if candidate in RECORDS and shape[-1] % RECORDS[candidate].elements == 0:
+            return candidate
+    return type_ if type_ not in RECORDS else "F16"
+
+
+def described(metadata: Mapping[str, Any], type_: str) -> dict[str, Any]:
+    """Give a model's metadata once it is mostly of a type."""
+    kept = {key: value for key, value in metadata.items() if key not in _SPLIT}
+    kept["general.quantization_version"] = np.uint32(_VERSION)
+    kept["general.file_type"] = np.uint32(_FILE_TYPES[type_])
+    return kept
