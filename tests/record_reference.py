@@ -1,4 +1,4 @@
-"""ggml's blocks as `records` describes them, one field at a time: what kernels are compared with."""
+"""Blocks of ggml as `records` describes them, one field at a time, for tests of kernels."""
 
 import math
 
@@ -80,6 +80,8 @@ def nearest(x, scale, table):
 
 def ue4m3(x):
     """Give the code of a float of E4M3 without a sign, as ggml finds it."""
+    if not x > 0:
+        return 0
     x = min(x, F(448))
     fraction, power = math.frexp(x)
     power += 6

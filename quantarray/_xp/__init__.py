@@ -36,6 +36,7 @@ from quantarray._xp.libraries import (
 )
 from quantarray._xp.native import native_view
 from quantarray._xp.operations import (
+    bits_float,
     cast,
     clip,
     contiguous,
@@ -65,6 +66,7 @@ __all__ = [
     "as_array",
     "backend",
     "beside",
+    "bits_float",
     "cached",
     "cast",
     "clip",

@@ -190,14 +190,23 @@ def _jax_or(x: Array, axis: int) -> Array:
 
 def float_bits(x: Array, xp: Namespace) -> Array:
     """Give the bits of float32 numbers as int32."""
-    name = backend(xp)
-    if name == "jax":
-        return sys.modules["jax"].lax.bitcast_convert_type(x, xp.int32)
-    if name == "array_api_strict":  # which has no views
-        return xp.asarray(to_numpy(x).view(np.int32), device=beside(x))
-    if name == "dask":  # whose own `view` fails on arrays without axes
-        return x.map_blocks(operator.methodcaller("view", np.int32), dtype=np.int32)
-    return x.view(xp.int32)
+    return _bits_as(x, "int32", xp)
+
+
+def bits_float(x: Array, xp: Namespace) -> Array:
+    """Give the float32 numbers whose bits are these, of int32."""
+    return _bits_as(x, "float32", xp)
+
+
+def _bits_as(x: Array, name: str, xp: Namespace) -> Array:
+    library, wanted = backend(xp), dtype(xp, name)
+    if library == "jax":
+        return sys.modules["jax"].lax.bitcast_convert_type(x, wanted)
+    if library == "array_api_strict":  # which has no views
+        return xp.asarray(to_numpy(x).view(name), device=beside(x))
+    if library == "dask":  # whose own `view` fails on arrays without axes
+        return x.map_blocks(operator.methodcaller("view", wanted), dtype=wanted)
+    return x.view(wanted)
 
 
 def ordered_sum(x: Array, xp: Namespace) -> Array:

@@ -5,12 +5,12 @@ from typing import Any
 from quantarray import _xp, arguments
 from quantarray._xp import Array
 from quantarray.errors import QuantArrayError, choice, short
-from quantarray.gguf import fields, rows, values
+from quantarray.gguf import fields, plain, rows, values
 from quantarray.gguf.encoders import ENCODERS
-from quantarray.records import RECORDS
+from quantarray.records import RECORDS, Record
 
-TYPES = tuple(RECORDS)
-ENCODABLE = tuple(ENCODERS)
+TYPES = (*RECORDS, *plain.WIDTHS)
+ENCODABLE = (*ENCODERS, *plain.WIDTHS)
 
 
 def encode(
@@ -24,7 +24,7 @@ def encode(
         In any array library. Its last axis holds whole blocks: a multiple of 256 elements for the
         K and IQ types (but IQ4_NL), of 32, 64 or 128 for the others.
     type : str
-        A name of `ENCODABLE`, such as "Q4_K", in any case.
+        A name of `ENCODABLE`, such as "Q4_K", in any case; F32, F16 and BF16 too.
     importance : array, optional
         What the error of each element counts, not negative, in a shape that broadcasts to that of
         `x`: one vector for all rows, as llama.cpp's importance matrices have. Types without a
@@ -46,6 +46,8 @@ def encode(
     x, xp = _xp.as_array("gguf.encode", x)
     choice("gguf.encode", "nonfinite", nonfinite, arguments.NONFINITE)
     record = rows.find("gguf.encode", type)
+    if isinstance(record, str):
+        return rows.encode_plain("gguf.encode", x, record, nonfinite, xp)
     return rows.encode("gguf.encode", x, record, importance, nonfinite, xp)
 
 
@@ -71,8 +73,10 @@ def decode(data: Array, type: str, dtype: Any = "float32") -> Array:
     QuantArrayError
         If an argument is not of these.
     """
-    data, record, xp = _blocks("gguf.decode", data, type)
+    data, record, xp = _blocks("gguf.decode", data, rows.find("gguf.decode", type))
     name = _xp.dtype_name(arguments.float_dtype("gguf.decode", dtype, xp))
+    if isinstance(record, str):
+        return rows.narrowed(plain.decode(data, record, xp), name, xp)
     return rows.decode(data, record, name, None, xp)
 
 
@@ -97,7 +101,10 @@ def parts(data: Array, type: str) -> dict[str, Array]:
     QuantArrayError
         If an argument is not of these.
     """
-    data, record, xp = _blocks("gguf.parts", data, type)
+    record = rows.find("gguf.parts", type)
+    if isinstance(record, str):
+        raise QuantArrayError(f"gguf.parts: type={record}: plain floats have no parts")
+    data, _, xp = _blocks("gguf.parts", data, record)
     blocks = values.blocks_of(data, record, xp)
     found = {"codes": values.codes(blocks, record, xp), "scale": values.scales(blocks, record, xp)}
     offset = values.offsets(blocks, record, xp)
@@ -113,18 +120,26 @@ def parts(data: Array, type: str) -> dict[str, Array]:
     return found
 
 
-def _blocks(operation: str, data: Any, type: str) -> tuple[Array, Any, Any]:
-    record = rows.find(operation, type)
+def _blocks(operation: str, data: Any, record: Record | str) -> tuple[Array, Record | str, Any]:
+    """Check that data are bytes of whole blocks, and give their namespace."""
+    size, name = (
+        (plain.WIDTHS[record], record)
+        if isinstance(record, str)
+        else (
+            record.size,
+            record.name,
+        )
+    )
     try:
-        xp, name = _xp.namespace(data), _xp.dtype_name(data.dtype)
+        xp, dtype = _xp.namespace(data), _xp.dtype_name(data.dtype)
     except (TypeError, AttributeError):
         raise QuantArrayError(
             f"{operation}: data is a {short(data)}: expected an array of uint8"
         ) from None
     shape = tuple(data.shape)
-    if name != "uint8" or not shape or shape[-1] % record.size:
+    if dtype != "uint8" or not shape or shape[-1] % size:
         raise QuantArrayError(
-            f"{operation}: data has dtype {name} and shape {shape}: expected uint8, and a last "
-            f"axis that is a multiple of {record.size}, the bytes of a block of {record.name}"
+            f"{operation}: data has dtype {dtype} and shape {shape}: expected uint8, and a last "
+            f"axis that is a multiple of {size}, the bytes of a block of {name}"
         )
     return data, record, xp

@@ -15,23 +15,45 @@ from quantarray._xp import Array, Namespace
 from quantarray.errors import QuantArrayError, short
 from quantarray.formats import LARGEST
 from quantarray.gguf import encode as generic
-from quantarray.gguf import fields, values
+from quantarray.gguf import fields, plain, values
 from quantarray.gguf.encoders import ENCODERS
 from quantarray.records import RECORDS, Record
 from quantarray.task import in_pieces
 
+# The dtypes of the types of plain floats.
+_PLAIN = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 # Bytes that NumPy decodes at a time.
 _PIECE = 1 << 16
 
 
-def find(operation: str, name: Any) -> Record:
-    """Give a block type by its name, in any case."""
-    found = RECORDS.get(name.upper()) if isinstance(name, str) else None
-    if found is None:
+def find(operation: str, name: Any) -> Record | str:
+    """Give a block type, or the name of a type of plain floats, by its name in any case."""
+    upper = name.upper() if isinstance(name, str) else ""
+    if upper not in RECORDS and upper not in plain.WIDTHS:
+        known = ", ".join((*RECORDS, *plain.WIDTHS))
+        raise QuantArrayError(f"{operation}: type={short(name)}: expected one of {known}")
+    return RECORDS.get(upper, upper)
+
+
+def encode_plain(operation: str, x: Array, name: str, nonfinite: str, xp: Namespace) -> Array:
+    """Give the bytes of numbers of a type of plain floats: (..., elements * width)."""
+    if not x.shape:
+        raise QuantArrayError(f"{operation}: x has no axes: expected one at least")
+    checked = nonfinite == "raise" and _xp.is_concrete(x, xp)
+    if checked:
+        arguments.check_finite(operation, x, xp)
+    limit = LARGEST[_PLAIN[name]]
+    if nonfinite == "saturate":
+        x = _xp.cast(x, "float32", xp)
+        x = _xp.clip(_xp.where(xp.isnan(x), 0.0, x, xp), -limit, limit, xp)
+    with np.errstate(all="ignore"):
+        data, over = plain.encode(x, name, xp)
+    if checked and bool(xp.any(over)):
         raise QuantArrayError(
-            f"{operation}: type={short(name)}: expected one of {', '.join(RECORDS)}"
+            f"{operation}: {int(xp.sum(xp.astype(over, xp.int32)))} elements of x are more than "
+            f"{name} holds: expected up to {limit:g}"
         )
-    return found
+    return data
 
 
 def encode(
@@ -200,8 +222,12 @@ def _decode(rows: Array, record: Record, dtype: str, out: Array | None, xp: Name
 
 def _values(rows: Array, record: Record, dtype: str, xp: Namespace) -> Array:
     with np.errstate(all="ignore"):  # hostile scales
-        found = values.decode(rows, record, xp)
-        limit = LARGEST[dtype]
-        if limit < LARGEST["float32"]:
-            found = _xp.where(xp.isinf(found), found, _xp.clip(found, -limit, limit, xp), xp)
-        return xp.astype(found, _xp.dtype(xp, dtype), copy=False)
+        return narrowed(values.decode(rows, record, xp), dtype, xp)
+
+
+def narrowed(x: Array, dtype: str, xp: Namespace) -> Array:
+    """Give float32 numbers in a dtype, clipping those that are finite and more than it holds."""
+    limit = LARGEST[dtype]
+    if limit < LARGEST["float32"]:
+        x = _xp.where(xp.isinf(x), x, _xp.clip(x, -limit, limit, xp), xp)
+    return xp.astype(x, _xp.dtype(xp, dtype), copy=False)
