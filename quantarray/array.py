@@ -242,8 +242,13 @@ class QuantizedArray(StoredArrays):
             If the scheme cannot hold the same numbers, saying what and how many; or if that depends
             on values, and they are traced or lazy.
         """
-        task = self._task(self._namespace)
-        result, chosen = repack.repack(self._result(self.data), task, scheme, self.shape)
+        task, target = self._task(self._namespace), overrides.scheme(scheme)
+        if self.scheme.record is not None or target.record is not None:
+            raise QuantArrayError(
+                f"repack: {self.scheme.name} to {target.name}: blocks of ggml hold the scales that "
+                "their encoder finds: expected schemes that store scales beside codes"
+            )
+        result, chosen = repack.repack(self._result(self.data), task, target, self.shape)
         return make(result, chosen, self.shape, self.dtype_name)
 
     def __getitem__(self, key: Any) -> "QuantizedArray":

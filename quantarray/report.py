@@ -69,7 +69,7 @@ def compared(costs: Iterable[Cost]) -> Report:
                 "scheme": cost.scheme,
                 "tensors": cost.tensors,
                 "bits_per_element": 8 * cost.nbytes / cost.elements if cost.elements else None,
-                "sqnr_db": decibels(cost.signal, cost.noise),
+                "sqnr_db": decibels(cost.signal, cost.noise) if cost.elements else None,
                 "max_error": cost.max_error,
                 "worst_tensor": cost.worst,
                 "worst_sqnr_db": cost.worst_db,
@@ -185,9 +185,7 @@ def _sqnr(items: Iterable[Converted]) -> float | None:
     if not powers:
         return None
     signal, noise = map(sum, zip(*powers, strict=True))
-    if noise == 0:
-        return math.inf
-    return 10 * math.log10(signal / noise) if signal else -math.inf
+    return decibels(signal, noise)
 
 
 def _shape(shape: Iterable[int]) -> str:

@@ -1,6 +1,5 @@
 """Files of quantized and plain tensors: what is saved comes back, and nothing else is believed."""
 
-import importlib
 import json
 import os
 import signal
@@ -14,7 +13,7 @@ import safetensors.numpy
 
 import quantarray as qa
 from quantarray import QuantArrayError, io
-from quantarray.io import files
+from quantarray.io import files, measure
 from quantarray.io import safetensors as container
 from quantarray.io.dtypes import DTYPES, Spec
 from quantarray.io.layout import KEY
@@ -331,7 +330,7 @@ def test_quantize_file(tmp_path, same_file):
 
 @pytest.mark.parametrize("scheme", qa.schemes())
 def test_every_preset_goes_through_files(tmp_path, scheme, monkeypatch):
-    monkeypatch.setattr(importlib.import_module("quantarray.io.convert"), "_PIECE", 100)
+    monkeypatch.setattr(measure, "_PIECE", 100)
     x = np.random.default_rng(1).standard_normal((24, 256), dtype=np.float32)
     io.save(tmp_path / "in", {"w": x})
     conversion = io.quantize_file(tmp_path / "in", tmp_path / "out", qa.scheme(scheme))
@@ -358,8 +357,7 @@ def test_the_error_of_a_file_is_that_of_plain_numpy(tmp_path):
 def test_the_error_does_not_depend_on_the_pieces(tmp_path, monkeypatch):
     source(tmp_path / "in")
     whole = io.quantize_file(tmp_path / "in", tmp_path / "a", qa.scheme("int8"))
-    convert = importlib.import_module("quantarray.io.convert")
-    monkeypatch.setattr(convert, "_PIECE", 1)
+    monkeypatch.setattr(measure, "_PIECE", 1)
     rows = io.quantize_file(tmp_path / "in", tmp_path / "b", qa.scheme("int8"))
     for a, b in zip(whole.tensors, rows.tensors, strict=True):
         if a.noise is not None:

@@ -22,6 +22,8 @@ from llama_cpp import llama_cpp as low
 import quantarray as qa
 import quantarray.gguf as gguf_bytes
 from quantarray.io.convert import quantize_file
+from quantarray.io.imatrix import read_imatrix
+from quantarray.io.plan import Plan
 from quantarray.records import RECORDS
 
 pytestmark = pytest.mark.backend_independent
@@ -412,6 +414,57 @@ def test_the_command_writes_the_same_file(files, tmp_path, kind):
     command = ["quantize", files["plain"], by_command, "--scheme", scheme]
     subprocess.run([sys.executable, "-m", "quantarray", *command], check=True, capture_output=True)
     assert by_call.read_bytes() == by_command.read_bytes()
+
+
+def write_imatrix(path, model):
+    """Write an importance matrix as llama-imatrix does; give what llama-quantize makes of it.
+
+    It has nothing for the embedding, through which no activations go, and one expert saw no token.
+    """
+    writer = gguf.GGUFWriter(path, arch="")
+    writer.add_type("imatrix")
+    writer.add_array("imatrix.datasets", ["words.txt"])
+    writer.add_uint32("imatrix.chunk_count", 3)
+    writer.add_uint32("imatrix.chunk_size", 512)
+    found = {}
+    for name, sums in importances_of(model).items():
+        if name == "token_embd.weight":
+            continue
+        counts = np.float32(seeded("counts", name).integers(1, 2000, (len(sums), 1)))
+        counts[1:2] = 0
+        sums[1:2] = 0
+        writer.add_tensor(f"{name}.in_sum2", sums)
+        writer.add_tensor(f"{name}.counts", counts)
+        found[name] = np.where(counts > 0, sums / np.maximum(counts, 1), np.float32(1))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return found
+
+
+@pytest.mark.parametrize("name", ["plain", "ragged", "experts"])
+@pytest.mark.parametrize("kind", ["Q4_0", "Q2_K", "Q3_K", "Q4_K", "Q6_K", "IQ4_XS"])
+def test_our_file_with_an_importance_matrix_is_that_of_llama(files, tmp_path, name, kind):
+    theirs, ours, matrix = (tmp_path / f"{file}.gguf" for file in ("theirs", "ours", "matrix"))
+    importances = write_imatrix(matrix, MODELS[name])
+    assert llama_quantize(files[name], theirs, FILE_TYPES[kind], importances)
+    plan = Plan(qa.scheme(f"gguf:{kind.lower()}"), importance=read_imatrix(matrix))
+    quantize_file(files[name], ours, plan)
+    assert not differing(contents(theirs), contents(ours))
+    if name != "ragged":  # in which Q8_0 stands in for Q6_K, and ignores them
+        assert llama_quantize(files[name], theirs, FILE_TYPES[kind])
+        assert differing(contents(theirs), contents(ours))
+
+
+def test_the_command_takes_an_importance_matrix(files, tmp_path):
+    theirs, ours, matrix = (tmp_path / f"{file}.gguf" for file in ("theirs", "ours", "matrix"))
+    importances = write_imatrix(matrix, MODELS["plain"])
+    assert llama_quantize(files["plain"], theirs, FILE_TYPES["Q4_K"], importances)
+    command = ["quantize", files["plain"], ours, "--scheme", "gguf:q4_k", "--imatrix", matrix]
+    subprocess.run([sys.executable, "-m", "quantarray", *command], check=True, capture_output=True)
+    assert not differing(contents(theirs), contents(ours))
+    assert not differing_runs(run(theirs), run(ours))
 
 
 def test_an_nvfp4_file_runs(files, tmp_path):

@@ -3,7 +3,7 @@
 import functools
 import operator
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from quantarray._xp.libraries import (
     beside,
     dtype,
     dtype_name,
+    is_concrete,
     to_numpy,
 )
 from quantarray.formats import DTYPES, Float
@@ -211,14 +212,52 @@ def _bits_as(x: Array, name: str, xp: Namespace) -> Array:
 
 def ordered_sum(x: Array, xp: Namespace) -> Array:
     """Add the entries of the first axis one after the other, each sum rounded."""
-    count = x.shape[0]
-    if count > 64 and xp.__name__ == JAX:  # a loop, not a graph of as many nodes
-        lax = sys.modules["jax"].lax
-        return lax.fori_loop(1, count, lambda i, total: total + x[i, ...], x[0, ...])
-    total = x[0, ...]
-    for index in range(1, count):
-        total = total + x[index, ...]
-    return total
+
+    def add(total: Array, entries: tuple[Array, ...]) -> tuple[Array, None]:
+        return total + entries[0], None
+
+    if x.shape[0] <= 64:  # which libraries that fuse operations fuse with others
+        total = x[0, ...]
+        for index in range(1, x.shape[0]):
+            total = total + x[index, ...]
+        return total
+    return scan(add, x[0, ...], (x[1:, ...],), xp)[0]
+
+
+def scan(
+    function: Callable[[Any, tuple[Array, ...]], tuple[Any, Array | None]],
+    carry: Any,
+    arrays: tuple[Array, ...],
+    xp: Namespace,
+) -> tuple[Any, Array | None]:
+    """Call a function with each entry of the first axis of some arrays, one after the other.
+
+    Parameters
+    ----------
+    function : callable
+        Takes what is carried, an array or a tuple of them, and the entries; gives what is carried
+        on and, if anything, a result of this entry.
+    carry : array or tuple of array
+        What the first call takes.
+    arrays : tuple of array
+        Of one length.
+    xp : namespace
+        The arrays'.
+
+    Returns
+    -------
+    tuple
+        What the last call gave to carry on, and the results, stacked, or None.
+    """
+    first = carry[0] if isinstance(carry, tuple) else carry
+    if xp.__name__ == JAX and not is_concrete(first, xp):  # its compiler unrolls no loop well
+        found: tuple[Any, Array | None] = sys.modules["jax"].lax.scan(function, carry, arrays)
+        return found
+    results = []
+    for index in range(arrays[0].shape[0]):
+        carry, result = function(carry, tuple(array[index, ...] for array in arrays))
+        results.append(result)
+    return carry, None if results[-1] is None else xp.stack(results, axis=0)
 
 
 def sqrt(x: Array, xp: Namespace) -> Array:

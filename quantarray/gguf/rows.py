@@ -14,8 +14,7 @@ from quantarray import _xp, arguments, kernels
 from quantarray._xp import Array, Namespace
 from quantarray.errors import QuantArrayError, short
 from quantarray.formats import LARGEST
-from quantarray.gguf import encode as generic
-from quantarray.gguf import fields, plain, values
+from quantarray.gguf import fields, generic, plain, values
 from quantarray.gguf.encoders import ENCODERS
 from quantarray.records import RECORDS, Record
 from quantarray.task import in_pieces
@@ -112,7 +111,10 @@ def _importance(operation: str, importance: Any, x: Array, xp: Namespace) -> Arr
         found = xp.asarray(importance, device=_xp.beside(x))
         rows = found.ndim > 1 and math.prod(found.shape[:-1]) > 1
         target = shape if rows else (1, shape[-1])
-        found = xp.broadcast_to(xp.astype(found, xp.float32), target)
+        if _xp.dtype_name(found.dtype).startswith("complex"):
+            raise TypeError("complex numbers have no order")
+        with np.errstate(over="ignore"):  # what is more than float32 holds is refused as Inf
+            found = xp.broadcast_to(xp.astype(found, xp.float32), target)
     except Exception as failure:  # each library has its own, for what it cannot take
         raise QuantArrayError(
             f"{operation}: importance={short(importance)}: expected numbers of a shape that "

@@ -6,7 +6,7 @@ What C decides group by group is selected here. `ggml-quants.c` of llama.cpp def
 the names that the functions state.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -103,20 +103,31 @@ def signed(x: Array, most: int, weights: Array, math_: Arithmetic) -> tuple[Arra
         return total(math_.multiply(weighted, codes), xp), total(squares, xp)
 
     inverse = math_.divide(xp.full_like(extreme, -float(most)), extreme)
-    product, square = fit(inverse)
-    scale = _ratio(product, square, square != 0, math_)
-    best = math_.multiply(scale, product)
-    for step in (*range(-9, 0), *range(1, 10)):
-        divisor = -(np.float32(most) + np.float32(0.1) * np.float32(step))
-        here = math_.divide(xp.full_like(extreme, float(divisor)), extreme)
+
+    def attempt(state: tuple[Array, ...], entries: tuple[Array, ...]) -> tuple[Any, None]:
+        _scale, best, _inverse = state
+        here = math_.divide(xp.broadcast_to(entries[0], extreme.shape), extreme)
         product, square = fit(here)
         better = (square > 0) & (math_.multiply(product, product) > math_.multiply(best, square))
         ratio = _ratio(product, square, better, math_)
-        scale = _xp.where(better, ratio, scale, xp)
-        best = _xp.where(better, math_.multiply(ratio, product), best, xp)
-        inverse = _xp.where(better, here, inverse, xp)
+        found = ratio, math_.multiply(ratio, product), here
+        return _chosen(better, found, state, xp), None
+
+    product, square = fit(inverse)
+    scale = _ratio(product, square, square != 0, math_)
+    steps = np.asarray([*range(-9, 0), *range(1, 10)], np.float32)
+    tried = xp.asarray(-(most + np.float32(0.1) * steps), device=_xp.beside(x))
+    start = scale, math_.multiply(scale, product), inverse
+    (scale, _, inverse), _ = _xp.scan(attempt, start, (tried,), xp)
     codes = round_(inverse) + most
     return _xp.where(empty, 0.0, scale, xp), _xp.where(empty, 0.0, codes, xp)
+
+
+def _chosen(
+    where: Array, found: tuple[Array, ...], state: tuple[Array, ...], xp: Namespace
+) -> tuple[Array, ...]:
+    """Select what was found where that is better."""
+    return tuple(_xp.where(where, a, b, xp) for a, b in zip(found, state, strict=True))
 
 
 def _ratio(a: Array, b: Array, where: Array, math_: Arithmetic) -> Array:
@@ -141,36 +152,36 @@ def _settle(
     """
     xp = math_.xp
     products, squares = sums
-    rows = [codes[i, ...] for i in range(x.shape[0])]
-    for _ in range(5):
-        for i, code in enumerate(rows):
-            element, weight = x[i, ...], weights[i, ...]
-            weighted = math_.multiply(weight, element)
-            product = products - math_.multiply(weighted, code)
-            square = squares - math_.multiply(math_.multiply(weight, code), code)
-            fits = product > 0 if least is not None else (product > 0) & (square > 0)
-            quotient = _ratio(math_.multiply(element, square), product, fits, math_)
-            new = xp.minimum(nearest(quotient, xp), xp.full_like(code, most))
-            if least is not None:
-                new = xp.maximum(new, xp.full_like(code, least))
-            product = product + math_.multiply(weighted, new)
-            square = square + math_.multiply(math_.multiply(weight, new), new)
-            change = (
-                fits
-                & (new != code)
-                & (
-                    math_.multiply(math_.multiply(product, product), squares)
-                    > math_.multiply(math_.multiply(products, products), square)
-                )
+
+    def step(sums: tuple[Array, Array], entries: tuple[Array, ...]) -> tuple[Any, Array]:
+        (products, squares), (element, weight, code) = sums, entries
+        weighted = math_.multiply(weight, element)
+        product = products - math_.multiply(weighted, code)
+        square = squares - math_.multiply(math_.multiply(weight, code), code)
+        fits = product > 0 if least is not None else (product > 0) & (square > 0)
+        quotient = _ratio(math_.multiply(element, square), product, fits, math_)
+        new = xp.minimum(nearest(quotient, xp), xp.full_like(code, most))
+        if least is not None:
+            new = xp.maximum(new, xp.full_like(code, least))
+        product = product + math_.multiply(weighted, new)
+        square = square + math_.multiply(math_.multiply(weight, new), new)
+        change = (
+            fits
+            & (new != code)
+            & (
+                math_.multiply(math_.multiply(product, product), squares)
+                > math_.multiply(math_.multiply(products, products), square)
             )
-            if least is not None:
-                change = change & (square > 0)
-            else:
-                new = in_byte(new, xp)
-            rows[i] = _xp.where(change, new, code, xp)
-            products = _xp.where(change, product, products, xp)
-            squares = _xp.where(change, square, squares, xp)
-    return _ratio(products, squares, squares > 0, math_), xp.stack(rows, axis=0)
+        )
+        if least is not None:
+            change = change & (square > 0)
+        else:
+            new = in_byte(new, xp)
+        return _chosen(change, (product, square), sums, xp), _xp.where(change, new, code, xp)
+
+    for _ in range(5):
+        (products, squares), codes = _xp.scan(step, (products, squares), (x, weights, codes), xp)
+    return _ratio(products, squares, squares > 0, math_), codes
 
 
 def in_byte(codes: Array, xp: Namespace) -> Array:
@@ -226,9 +237,9 @@ def affine(x: Array, weights: Array, how: Affine, math_: Arithmetic) -> tuple[Ar
     weight_sum, x_sum = total(weights, xp), total(math_.multiply(weights, x), xp)
     empty = high <= low
 
-    def round_(dividend: float, least: Array) -> tuple[Array, Array]:
+    def round_(dividend: Array, least: Array) -> tuple[Array, Array]:
         span = _xp.where(empty, 1.0, high - least, xp)
-        inverse = math_.divide(xp.full_like(span, dividend), span)
+        inverse = math_.divide(xp.broadcast_to(dividend, span.shape), span)
         codes = nearest(math_.multiply(inverse, x - least), xp)
         return inverse, _xp.clip(codes, 0, how.most, xp)
 
@@ -240,39 +251,38 @@ def affine(x: Array, weights: Array, how: Affine, math_: Arithmetic) -> tuple[Ar
             difference = math_.multiply(difference, difference)
         return total(math_.multiply(weights, difference), xp)
 
-    inverse, codes = round_(float(how.most), low)
+    inverse, codes = round_(xp.full_like(low, float(how.most)), low)
     scale, least = math_.reciprocal(inverse), low
     best = error(scale, least, codes)
-    f = np.float32
-    for step in range(how.steps + 1):
-        dividend = f(how.start) + f(how.step) * f(step) + f(how.most)
-        _, tried = round_(float(dividend), least)  # from the best minimum so far
+
+    def attempt(state: tuple[Array, ...], entries: tuple[Array, ...]) -> tuple[Any, None]:
+        best, _scale, least, _codes = state
+        _, tried = round_(entries[0], least)  # from the best minimum so far
         product = math_.multiply(weights, tried)
         code_sum, square_sum = total(product, xp), total(math_.multiply(product, tried), xp)
         x_code_sum = total(math_.multiply(product, x), xp)
         determinant = math_.multiply(weight_sum, square_sum) - math_.multiply(code_sum, code_sum)
         fits = determinant > 0
-        here = _ratio(
-            math_.multiply(weight_sum, x_code_sum) - math_.multiply(x_sum, code_sum),
-            determinant,
-            fits,
-            math_,
-        )
-        lowest = _ratio(
-            math_.multiply(square_sum, x_sum) - math_.multiply(code_sum, x_code_sum),
-            determinant,
-            fits,
-            math_,
+        here, lowest = (
+            _ratio(math_.multiply(a, b) - math_.multiply(c, d), determinant, fits, math_)
+            for a, b, c, d in (
+                (weight_sum, x_code_sum, x_sum, code_sum),
+                (square_sum, x_sum, code_sum, x_code_sum),
+            )
         )
         above = fits & (lowest > 0)
         here = _xp.where(above, _ratio(x_code_sum, square_sum, above, math_), here, xp)
         lowest = _xp.where(above, 0.0, lowest, xp)
         found = error(here, lowest, tried)
         better = fits & (found < best)
-        best = _xp.where(better, found, best, xp)
-        scale = _xp.where(better, here, scale, xp)
-        least = _xp.where(better, lowest, least, xp)
-        codes = _xp.where(xp.expand_dims(better, 0), tried, codes, xp)
+        return _chosen(better, (found, here, lowest, tried), state, xp), None
+
+    f = np.float32
+    steps = f(how.start) + f(how.step) * np.arange(how.steps + 1, dtype=f) + f(how.most)
+    start = best, scale, least, codes
+    (_, scale, least, codes), _ = _xp.scan(
+        attempt, start, (xp.asarray(steps, device=_xp.beside(x)),), xp
+    )
     return (
         _xp.where(empty, 0.0, scale, xp),
         -_xp.where(empty, low, least, xp),
@@ -299,14 +309,16 @@ def positive(x: Array, most: int, weights: Array, math_: Arithmetic) -> tuple[Ar
 
     inverse = math_.divide(xp.full_like(high, float(most)), high)
     best = error(math_.reciprocal(inverse), in_byte(nearest(math_.multiply(inverse, x), xp), xp))
-    for step in (-4, -3, -2, -1, 1, 2, 3, 4):
-        dividend = np.float32(0.1) * np.float32(step) + np.float32(most)
-        here = math_.divide(xp.full_like(high, float(dividend)), high)
+
+    def attempt(state: tuple[Array, ...], entries: tuple[Array, ...]) -> tuple[Any, None]:
+        here = math_.divide(xp.broadcast_to(entries[0], high.shape), high)
         codes = xp.minimum(nearest(math_.multiply(here, x), xp), xp.full_like(x, most))
         found = error(math_.reciprocal(here), codes)
-        better = found < best
-        best = _xp.where(better, found, best, xp)
-        inverse = _xp.where(better, here, inverse, xp)
+        return _chosen(found < state[0], (found, here), state, xp), None
+
+    steps = np.float32(0.1) * np.asarray((-4, -3, -2, -1, 1, 2, 3, 4), np.float32) + most
+    tried = xp.asarray(steps, device=_xp.beside(x))
+    (_, inverse), _ = _xp.scan(attempt, (best, inverse), (tried,), xp)
     codes = xp.minimum(nearest(math_.multiply(inverse, x), xp), xp.full_like(x, most))
     sums = _sums(x, codes, weights, math_)
     scale, codes = _settle(x, in_byte(codes, xp), sums, weights, None, most, math_)
@@ -346,11 +358,18 @@ def codebook(x: Array, values: Array, weights: Array, math_: Arithmetic) -> Arra
     product, square = fit(math_.reciprocal(math_.divide(-extreme, first)))
     scale = _ratio(product, square, square > 0, math_)
     best = math_.multiply(scale, product)
-    for step in range(-7, 8):
-        product, square = fit(math_.divide(xp.full_like(extreme, step + first), extreme))
-        better = (square > 0) & (math_.multiply(product, product) > math_.multiply(best, square))
-        scale = _xp.where(better, _ratio(product, square, better, math_), scale, xp)
-        best = _xp.where(better, math_.multiply(scale, product), best, xp)
+
+    def attempt(state: tuple[Array, ...], entries: tuple[Array, ...]) -> tuple[Any, None]:
+        here = math_.divide(xp.broadcast_to(entries[0], extreme.shape), extreme)
+        product, square = fit(here)
+        better = (square > 0) & (
+            math_.multiply(product, product) > math_.multiply(state[1], square)
+        )
+        ratio = _ratio(product, square, better, math_)
+        return _chosen(better, (ratio, math_.multiply(ratio, product)), state, xp), None
+
+    tried = xp.asarray(np.arange(-7, 8, dtype=np.float32), device=_xp.beside(x)) + first
+    (scale, _), _ = _xp.scan(attempt, (scale, best), (tried,), xp)
     return _xp.where(empty, 0.0, scale, xp)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -12,7 +13,7 @@ from quantarray.io.convert import naming, planned, quantized
 from quantarray.io.files import Path
 from quantarray.io.gguf import Container
 from quantarray.io.measure import largest, powers
-from quantarray.io.plan import Plan
+from quantarray.io.plan import Plan, cast
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class Cost:
     """What one scheme makes of the tensors it is for: sums over all of them.
 
     `worst` names the tensor with the lowest ratio of signal to noise, whose ratio, in decibels, is
-    `worst_db`; empty if no tensor was quantized.
+    `worst_db`; empty and None if no tensor was quantized or cast.
     """
 
     scheme: str
@@ -31,7 +32,7 @@ class Cost:
     noise: float
     max_error: float
     worst: str
-    worst_db: float
+    worst_db: float | None
 
 
 def compare_file(
@@ -70,10 +71,10 @@ def compare_file(
             with naming(name):
                 to = plan.chosen(entry, to_gguf=is_gguf)
                 after = planned(entry, to, how)
-                if after.scheme is not None and entry.scheme is None:
+                if to is not None:
                     x = file[name]
                     assert isinstance(x, np.ndarray)
-                    q = quantized(x, after, plan)
+                    q = cast(x, after.dtype) if isinstance(to, str) else quantized(x, after, plan)
                     found.append((name, after, *powers(x, q), largest(x, q)))
             file.release(entry)
             progress(index * len(file) + done + 1, len(plans) * len(file))
@@ -82,11 +83,11 @@ def compare_file(
 
 
 def _cost(plan: Plan, found: list[tuple[str, layout.Entry, float, float, float]]) -> Cost:
-    name = plan.target if isinstance(plan.target, str) else plan.target.name
+    to = plan.target
     ratios = {item[0]: decibels(item[2], item[3]) for item in found}
     worst = min(ratios, key=ratios.__getitem__, default="")
     return Cost(
-        scheme=name,
+        scheme=f"gguf:{to.lower()}" if isinstance(to, str) else to.name,
         tensors=len(found),
         elements=sum(int(np.prod(entry.shape)) for _, entry, *_ in found),
         nbytes=sum(entry.nbytes for _, entry, *_ in found),
@@ -94,11 +95,12 @@ def _cost(plan: Plan, found: list[tuple[str, layout.Entry, float, float, float]]
         noise=sum(item[3] for item in found),
         max_error=max((item[4] for item in found), default=0.0),
         worst=worst,
-        worst_db=ratios.get(worst, float("nan")),
+        worst_db=ratios.get(worst),
     )
 
 
 def decibels(signal: float, noise: float) -> float:
-    """Give the ratio of signal to noise in decibels."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return float(10 * np.log10(np.float64(signal) / np.float64(noise)))
+    """Give the ratio of signal to noise in decibels; without noise it is infinite."""
+    if not noise:
+        return math.inf
+    return 10 * math.log10(signal / noise) if signal else -math.inf

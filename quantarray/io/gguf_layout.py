@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -11,7 +10,7 @@ from quantarray import overrides
 from quantarray.errors import QuantArrayError
 from quantarray.io import files, gguf
 from quantarray.io.gguf_types import parse_spec
-from quantarray.io.gguf_values import Cursor, MalformedError, encoded, text
+from quantarray.io.gguf_values import Cursor, encoded, text
 from quantarray.io.layout import Entry, Stored
 from quantarray.scheme import Scheme
 
@@ -113,6 +112,6 @@ def from_text(metadata: Mapping[str, str]) -> dict[str, Any]:
         while cursor.at < len(cursor.view):
             key = cursor.name()
             found[key] = cursor.value()
-    except (MalformedError, binascii.Error) as error:
+    except ValueError as error:
         raise QuantArrayError(f"metadata '{KEY}': {error}") from None
     return {**{key: value for key, value in metadata.items() if key != KEY}, **found}

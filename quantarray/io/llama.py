@@ -27,9 +27,13 @@ _KEPT = (
 )  # fmt: skip
 _KEPT_NAMES = ("position_embd.weight", "token_types.weight")
 
+# Whose importances may be of another size.
+EMBEDDINGS = ("token_embd.weight", "per_layer_token_embd.weight")
+
 # What a row that is not whole blocks is encoded as; F16 where that does not fit either.
 _FALLBACK = {
-    "IQ4_XS": "IQ4_NL",
+    **dict.fromkeys(("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S"), "IQ4_NL"),
+    **dict.fromkeys(("IQ3_XXS", "IQ3_S", "IQ4_XS"), "IQ4_NL"),
     "Q2_0": "Q4_0",
     "Q2_K": "Q4_0",
     "Q3_K": "Q4_0",
@@ -43,7 +47,8 @@ _FALLBACK = {
 # `enum llama_ftype`, of the file that is mostly of a type.
 _FILE_TYPES = {
     "F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "Q5_1": 9, "Q2_K": 10,
-    "Q3_K": 11, "Q4_K": 14, "Q5_K": 16, "Q6_K": 18, "IQ4_NL": 25, "IQ4_XS": 30, "BF16": 32,
+    "Q3_K": 11, "Q4_K": 14, "Q5_K": 16, "Q6_K": 18, "IQ2_XXS": 19, "IQ2_XS": 20, "IQ3_XXS": 23,
+    "IQ1_S": 24, "IQ4_NL": 25, "IQ3_S": 26, "IQ2_S": 29, "IQ4_XS": 30, "IQ1_M": 31, "BF16": 32,
     "TQ1_0": 36, "TQ2_0": 37, "MXFP4": 38, "NVFP4": 39, "Q1_0": 40, "Q2_0": 41,
 }  # fmt: skip
 _VERSION = 2  # of the quantized types
@@ -63,8 +68,9 @@ def is_kept(name: str, shape: tuple[int, ...]) -> bool:
 
 def fitting(type_: str, shape: tuple[int, ...]) -> str:
     """Give a type, or what stands in for it where rows of a shape are not whole blocks of it."""
+    row = shape[-1] if shape else 1
     for candidate in (type_, _FALLBACK.get(type_)):
-        if candidate in RECORDS and shape[-1] % RECORDS[candidate].elements == 0:
+        if candidate in RECORDS and row % RECORDS[candidate].elements == 0:
             return candidate
     return type_ if type_ not in RECORDS else "F16"
 

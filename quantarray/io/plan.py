@@ -89,7 +89,7 @@ class Plan:
             return found.reshape(shape[-1])
         if len(shape) > 2 and found.size == shape[-1] * int(np.prod(shape[:-2])):
             return found.reshape(*shape[:-2], 1, shape[-1])
-        if name == "token_embd.weight":  # which llama.cpp forgives, too
+        if name in llama.EMBEDDINGS:  # which llama.cpp forgives, too
             return None
         raise QuantArrayError(
             f"its shape is {shape}, and it has {found.size} importances: expected {shape[-1]}"

@@ -52,28 +52,35 @@ def _lanes_scaled(
     return types.void(codes, types.intp, *numbers, out), generate
 
 
+def _lanes_looked_up(typingctx: Any, table: Any, codes: Any, at: Any) -> tuple[Any, Any]:
+    """Take entries of a table of 16 bytes for 16 codes from `at` on, in place.
+
+    A table that is a vector to LLVM stays in a register where the processor can permute one.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        table, codes, at = arguments
+        kind, index = (ir.VectorType(ir.IntType(bits), _LANES) for bits in (8, 32))
+        start = ir.Constant(ir.IntType(64), 0)
+        entries = builder.load(
+            address(context, builder, signature.args[0], table, start, kind), align=1
+        )
+        place = address(context, builder, signature.args[1], codes, at, kind)
+        # With the mask a compiler knows that no index is beyond the table.
+        few = builder.and_(builder.load(place, align=1), ir.Constant(kind, [15] * _LANES))
+        indices, found = builder.zext(few, index), ir.Constant(kind, ir.Undefined)
+        for k in range(_LANES):
+            lane = ir.Constant(ir.IntType(32), k)
+            entry = builder.extract_element(entries, builder.extract_element(indices, lane))
+            found = builder.insert_element(found, entry, lane)
+        builder.store(found, place, align=1)
+        return context.get_dummy_value()
+
+    return types.void(table, codes, types.intp), generate
+
+
 _scale_lanes: Any = intrinsic(_lanes_scaled)
-
-
-@compiled
-def _look_up(few: Any, codes: Any) -> None:
-    """Take entries of a table of 16 by its halves, which a compiler can vectorize."""
-    a, b, c, d, e, f, g, h = few[0], few[1], few[2], few[3], few[4], few[5], few[6], few[7]
-    i, j, k, m, n, o, p, q = few[8], few[9], few[10], few[11], few[12], few[13], few[14], few[15]
-    for at in range(codes.size):
-        code = codes[at]
-        one, two, four = code & 1 != 0, code & 2 != 0, code & 4 != 0
-        low = (
-            ((h if one else g) if two else (f if one else e))
-            if four
-            else ((d if one else c) if two else (b if one else a))
-        )
-        high = (
-            ((q if one else p) if two else (o if one else n))
-            if four
-            else ((m if one else k) if two else (j if one else i))
-        )
-        codes[at] = high if code & 8 != 0 else low
+_look_up_lanes: Any = intrinsic(_lanes_looked_up)
 
 
 @compiled
@@ -157,7 +164,8 @@ def decode(plan: Any, runs: Any, tables: Any, data: Any, out: Any) -> None:
             values = spare[: target.size]
             _look_up_entries(p, planes, lattice, signs, values)
         elif p.looks_up:
-            _look_up(few, values)
+            for at in range(0, values.size, _LANES):
+                _look_up_lanes(few, values, at)
         groups = count * p.groups
         _factors(p, planes, scale_values, base, scale[:groups], offset[:groups])
         for g in range(groups):

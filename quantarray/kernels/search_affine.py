@@ -39,7 +39,7 @@ def search(p: Any, x: Any, at: int, weights: Any, spare: Any) -> Any:
     Parameters
     ----------
     p : record
-        `Search`: how the factors that are tried follow from the range.
+        `searches.Search`.
     x : numpy.ndarray
         Elements of 16 blocks, float32 (elements, 16).
     at : int
@@ -82,9 +82,9 @@ def search(p: Any, x: Any, at: int, weights: Any, spare: Any) -> Any:
             sum_c = sum_c + weighted
             sum_cc = sum_cc + weighted * code
             sum_cx = sum_cx + weighted * number
-        spread_ = sum_w * sum_cc - sum_c * sum_c
-        new_scale = (sum_w * sum_cx - sum_x * sum_c) / spread_
-        new_low = (sum_cc * sum_x - sum_c * sum_cx) / spread_
+        variance = sum_w * sum_cc - sum_c * sum_c
+        new_scale = (sum_w * sum_cx - sum_x * sum_c) / variance
+        new_low = (sum_cc * sum_x - sum_c * sum_cx) / variance
         above = new_low > np.float32(0)
         new_scale = choose(above, sum_cx / sum_cc, new_scale)
         new_low = choose(above, np.float32(0), new_low)
@@ -92,7 +92,7 @@ def search(p: Any, x: Any, at: int, weights: Any, spare: Any) -> Any:
         for i in range(size):
             off = new_scale * load(spare, i) + new_low - load(x, at + i)
             error = error + load(weights, i) * (size_of(off) if p.absolute else off * off)
-        better = (spread_ > np.float32(0)) & (error < best)
+        better = (variance > np.float32(0)) & (error < best)
         best = choose(better, error, best)
         scale = choose(better, new_scale, scale)
         factor = choose(better, trial, factor)

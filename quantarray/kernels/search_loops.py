@@ -105,8 +105,8 @@ def nearest(x: Any) -> Any:
 @inlined
 def clamped(x: Any, low: Any, high: Any) -> Any:
     """Round to whole numbers between two, as floats: `nearest` without a conversion."""
-    # The bits of 12582912 plus the whole number, and of that plus garbage where those above the last
-    # 23 would differ.
+    # The bits of 12582912 plus the whole number; or, where those above the last 23 are others, plus
+    # the garbage that C has.
     code = (as_wholes(x + np.float32(12582912)) & 0x7FFFFF) | 0x4B000000
     code = least(most(code, low + np.int32(0x4B400000)), high + np.int32(0x4B400000))
     return as_floats(code) - np.float32(12582912)

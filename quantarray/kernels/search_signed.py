@@ -226,7 +226,7 @@ def encode_scaled(plan: Any, x: Any, importance: Any, sums: Any, out: Any) -> bo
             store(totals, j, total)
             store(scales, j, scale)
             store(factors, j, factor)
-        empty = sigma != sigma
+        empty = spread(np.float32(0)) > np.float32(0)
         if p.scale_steps:
             base, factor = search(scale_trials, p.scale_top, scales, 0, groups, totals)
             search_codes(factor, p.scale_top, scales, 0, groups, fields, elements)
