@@ -8,6 +8,7 @@ from helpers import assert_same
 
 import quantarray as qa
 from quantarray import _xp
+from quantarray.presets import DECODABLE
 
 pytestmark = pytest.mark.backend_independent
 NUMPY = _xp.load("numpy")
@@ -26,7 +27,7 @@ def parts_of(golden, name):
 
 
 def test_every_preset_is_stored(golden):
-    assert {key.partition("/")[0] for key in golden} == set(qa.schemes())
+    assert {key.partition("/")[0] for key in golden} == {*qa.schemes(), *DECODABLE}
 
 
 @pytest.mark.parametrize("name", qa.schemes())
@@ -38,4 +39,13 @@ def test_bytes_stay(golden, name):
     for part, array in q.parts().items():
         assert_same(array, parts[part], NUMPY)
     stored = qa.QuantizedArray.from_parts(parts, q.scheme, x.shape, "float32")
+    assert_same(stored.dequantize(), decoded, NUMPY)
+
+
+@pytest.mark.parametrize("name", DECODABLE)
+def test_what_is_only_decoded_stays(golden, name):
+    data, decoded = (golden[f"{name}/{part}"] for part in ("data", "decoded"))
+    stored = qa.QuantizedArray.from_parts(
+        {"data": data}, qa.scheme(name), decoded.shape, "float32"
+    )
     assert_same(stored.dequantize(), decoded, NUMPY)

@@ -94,7 +94,7 @@ def test_all_is_sorted_and_complete():
         for name, value in vars(qa).items()
         if not name.startswith("_") and not inspect.ismodule(value)
     }
-    assert set(qa.__all__) == public | {"gguf"}
+    assert set(qa.__all__) == public
 
 
 def test_contract_is_there():

@@ -148,8 +148,8 @@ def test_tensors_are_read_when_asked_for_and_not_copied(path, monkeypatch):
     found = qa.load(path)
     assert (list(found), len(found), read) == (["plain", "bf", "q"], 3, [])
     mapped = np.frombuffer(found.container.file.view, np.uint8)
-    for array in (found["q"].data, found["plain"], found["bf"].view(np.uint16)):
-        assert np.shares_memory(array, mapped)
+    for x in (found["q"].data, found["plain"], found["bf"].view(np.uint16)):
+        assert np.shares_memory(x, mapped)
     assert set(read[:2]) == {"q"}
     with pytest.raises(KeyError):
         found["absent"]

@@ -90,7 +90,8 @@ def _by_range(blocks: Blocks, *, most: int) -> Fields:
     """Q4_1, Q5_1."""
     xp, math_ = blocks.math_.xp, blocks.math_
     low, high = search.first_smallest(blocks.x, xp), xp.max(blocks.x, axis=0)
-    scale = math_.divide(high - low, xp.full_like(low, float(most)))
+    span = (high - low) + 0.0  # +0 also where zeros have both signs
+    scale = math_.divide(span, xp.full_like(low, float(most)))
     quotient = math_.multiply(blocks.x - low, _inverse(scale, math_))
     codes = xp.trunc(_held(quotient + 0.5, xp))
     return Fields(blocks.groups(xp.minimum(codes, xp.full_like(codes, most))), scale, offset=low)
@@ -224,7 +225,9 @@ def _share(values: Array, most: int, math_: Arithmetic) -> tuple[Array, Array]:
     return _xp.where(some, base, 0.0, xp), _xp.where(some, codes, 0.0, xp)
 
 
-def _two_level_weighted(blocks: Blocks, *, most: int, top: int, times: float) -> Fields:
+def _two_level_weighted(
+    blocks: Blocks, *, most: int, top: int, times: float, in_place: "InPlace"
+) -> Fields:
     """Q2_K, Q4_K, Q5_K with importances: elements to `most`, scales and minima to `top`."""
     xp, math_ = blocks.math_.xp, blocks.math_
     energy = math_.divide(math_.multiply(blocks.squares(), times), float(blocks.record.elements))
@@ -233,9 +236,39 @@ def _two_level_weighted(blocks: Blocks, *, most: int, top: int, times: float) ->
     scale, minus, codes = search.affine(x, weights, _fine(most), math_)
     base, scales = search.positive(scale, top, sums, math_)
     offset, mins = search.positive(minus, top, sums, math_)
-    limit = xp.full_like(scales, float(top))
-    scales, mins = xp.minimum(scales, limit), xp.minimum(mins, limit)
+    scales, mins = in_place(scales, mins, xp)
     return _refined(x, codes, most, base, scales, offset, mins, math_)
+
+
+# What becomes of bytes for scales and minima where they are stored: those below 0, which sparse
+# importances give, are large bytes.
+InPlace = Callable[[Array, Array, Namespace], tuple[Array, Array]]
+
+
+def _clipped(scales: Array, mins: Array, xp: Namespace) -> tuple[Array, Array]:
+    """Q5_K."""
+    limit = xp.full_like(scales, 63.0)
+    return xp.minimum(scales, limit), xp.minimum(mins, limit)
+
+
+def _spilled(scales: Array, mins: Array, xp: Namespace) -> tuple[Array, Array]:
+    """Q4_K: what is too large in the first half of the groups reaches the second."""
+
+    def spilled(codes: Array) -> Array:
+        codes = xp.astype(codes, xp.int32)
+        half = codes.shape[0] // 2
+        first, second = codes[:half, ...], codes[half:, ...]
+        joined = xp.concat([first & 63, (second & 63) | ((first >> 6) << 4)], axis=0)
+        return xp.astype(joined, xp.float32)
+
+    return spilled(scales), spilled(mins)
+
+
+def _in_nibbles(scales: Array, mins: Array, xp: Namespace) -> tuple[Array, Array]:
+    """Q2_K: what is too large in a scale reaches its minimum."""
+    low, high = xp.astype(scales, xp.int32), xp.astype(mins, xp.int32)
+    mins = (high | (low >> 4)) & 15
+    return xp.astype(low & 15, xp.float32), xp.astype(mins, xp.float32)
 
 
 def _refined(
@@ -319,7 +352,7 @@ def _by_codebook(blocks: Blocks) -> Fields:
     """IQ4_NL, IQ4_XS."""
     xp, math_, record = blocks.math_.xp, blocks.math_, blocks.record
     assert isinstance(record.element, Codebook)
-    values = xp.asarray(record.element.table, dtype=xp.float32, device=_xp.beside(blocks.x))
+    values = record.element.table
     x = blocks.groups(blocks.x)
     if blocks.weights is None:
         weights = math_.multiply(x, x)
@@ -350,16 +383,16 @@ ENCODERS: dict[str, tuple[Encoder, Encoder | None]] = {
     "Q8_0": (_PART(_by_magnitude, divisor=127, plus=0, most=127, wild=0), None),
     "Q2_K": (
         _PART(_two_level, how=Affine(3, -0.5, 0.1, 15, by_magnitude=True), most=15),
-        _PART(_two_level_weighted, most=3, top=15, times=1.0),
+        _PART(_two_level_weighted, most=3, top=15, times=1.0, in_place=_in_nibbles),
     ),
     "Q3_K": (_three_bits, _three_bits_weighted),
     "Q4_K": (
         _PART(_two_level, how=Affine(15, -1.0, 0.1, 20), most=63),
-        _PART(_two_level_weighted, most=15, top=63, times=2.0),
+        _PART(_two_level_weighted, most=15, top=63, times=2.0, in_place=_spilled),
     ),
     "Q5_K": (
         _PART(_two_level, how=Affine(31, -0.5, 0.1, 15), most=63),
-        _PART(_two_level_weighted, most=31, top=63, times=2.0),
+        _PART(_two_level_weighted, most=31, top=63, times=2.0, in_place=_clipped),
     ),
     "Q6_K": (_six_bits, _six_bits),
     "IQ4_NL": (_by_codebook, _by_codebook),

@@ -42,10 +42,10 @@ def encode_plain(operation: str, x: Array, name: str, nonfinite: str, xp: Namesp
     if checked:
         arguments.check_finite(operation, x, xp)
     limit = LARGEST[_PLAIN[name]]
-    if nonfinite == "saturate":
-        x = _xp.cast(x, "float32", xp)
-        x = _xp.clip(_xp.where(xp.isnan(x), 0.0, x, xp), -limit, limit, xp)
     with np.errstate(all="ignore"):
+        if nonfinite == "saturate":
+            x = _xp.cast(x, "float32", xp)
+            x = _xp.clip(_xp.where(xp.isnan(x), 0.0, x, xp), -limit, limit, xp)
         data, over = plain.encode(x, name, xp)
     if checked and bool(xp.any(over)):
         raise QuantArrayError(
@@ -89,7 +89,7 @@ def encode(
         return xp.zeros(size, dtype=xp.uint8, device=_xp.beside(x))
     rows = xp.reshape(x, (math.prod(shape[:-1]), shape[-1]))
     weights = None if record.importance == "ignored" else weights
-    return xp.reshape(_encode(rows, weights, record, nonfinite, xp, operation), size)
+    return xp.reshape(_encode(rows, weights, record, nonfinite, xp, operation, shape), size)
 
 
 def _check(operation: str, shape: tuple[int, ...], record: Record) -> None:
@@ -117,7 +117,7 @@ def _importance(operation: str, importance: Any, x: Array, xp: Namespace) -> Arr
             found = xp.broadcast_to(xp.astype(found, xp.float32), target)
     except Exception as failure:  # each library has its own, for what it cannot take
         raise QuantArrayError(
-            f"{operation}: importance={short(importance)}: expected numbers of a shape that "
+            f"{operation}: importance={short(importance)}: expected real numbers of a shape that "
             f"broadcasts to {shape}"
         ) from failure
     if 0 in found.shape:
@@ -136,17 +136,22 @@ def _encode(
     nonfinite: str,
     xp: Namespace,
     operation: str = "encode",
+    shape: tuple[int, ...] | None = None,
 ) -> Array:
-    """Encode rows, shape (rows, elements), with a kernel if there is one."""
+    """Encode rows, shape (rows, elements), with a kernel if there is one.
+
+    `operation` and `shape` are those of messages.
+    """
     found = kernels.encode_rows(x, importance, record, nonfinite, _encode, xp)
     if found is not None:
         return found
     checked = nonfinite == "raise" and _xp.is_concrete(x, xp)
     if checked:
-        arguments.check_finite(operation, x, xp)
-    if nonfinite == "saturate":
-        x = _saturated(x, record, xp)
+        arguments.check_finite(operation, x if shape is None else xp.reshape(x, shape), xp)
+        _check_float32(operation, x, xp)
     with np.errstate(all="ignore"):  # what is not finite is looked for in the result
+        if nonfinite == "saturate":
+            x = _saturated(_xp.cast(x, "float32", xp), record, xp)
         data = generic.encode(x, importance, record, xp)
     if checked and record.base:
         blocks = values.blocks_of(data, record, xp)
@@ -158,6 +163,18 @@ def _encode(
                 "smaller elements"
             )
     return data
+
+
+def _check_float32(operation: str, x: Array, xp: Namespace) -> None:
+    if _xp.dtype_name(x.dtype) != "float64":
+        return
+    limit = LARGEST["float32"]
+    over = int(xp.sum(xp.astype(xp.abs(x) > limit, xp.int32)))
+    if over:
+        raise QuantArrayError(
+            f"{operation}: {over} of {math.prod(x.shape)} elements of x are more than float32, in "
+            f"which ggml computes, holds: expected up to {limit:g}"
+        )
 
 
 def _saturated(x: Array, record: Record, xp: Namespace) -> Array:

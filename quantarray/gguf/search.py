@@ -29,8 +29,8 @@ class Affine(NamedTuple):
 
 
 def total(x: Array, xp: Namespace) -> Array:
-    """Sum over the first axis in order."""
-    return _xp.ordered_sum(x, xp)
+    """Sum over the first axis in order, from +0 on: no sum is -0."""
+    return _xp.ordered_sum(x, xp) + 0.0
 
 
 def nearest(x: Array, xp: Namespace) -> Array:
@@ -325,14 +325,14 @@ def positive(x: Array, most: int, weights: Array, math_: Arithmetic) -> tuple[Ar
     return _xp.where(empty, 0.0, scale, xp), _xp.where(empty, 0.0, codes, xp)
 
 
-def codebook(x: Array, values: Array, weights: Array, math_: Arithmetic) -> Array:
+def codebook(x: Array, values: tuple[float, ...], weights: Array, math_: Arithmetic) -> Array:
     """Find scales of codes of a codebook: the first part of `quantize_row_iq4_nl_impl`.
 
     Parameters
     ----------
     x : array of float32, shape (n, ...)
         Elements.
-    values : array of float32
+    values : tuple of float
         The codebook, ascending; its first value is the one of the largest magnitude.
     weights : array of float32, shape of x
         What the squared error of each element counts.
@@ -347,14 +347,15 @@ def codebook(x: Array, values: Array, weights: Array, math_: Arithmetic) -> Arra
     extreme, largest = first_largest(x, xp)
     empty = largest < LEAST
     extreme = _xp.where(empty, 1.0, extreme, xp)
+    table = xp.asarray(values, dtype=xp.float32, device=_xp.beside(x))
 
     def fit(inverse: Array) -> tuple[Array, Array]:
-        found = _xp.lookup(values, place(math_.multiply(inverse, x), values, xp), xp)
+        found = _xp.lookup(table, place(math_.multiply(inverse, x), values, xp), xp)
         product = math_.multiply(weights, found)
         squares = math_.multiply(product, found)
         return total(math_.multiply(product, x), xp), total(squares, xp)
 
-    first = float(values[0])
+    first = values[0]
     product, square = fit(math_.reciprocal(math_.divide(-extreme, first)))
     scale = _ratio(product, square, square > 0, math_)
     best = math_.multiply(scale, product)
@@ -373,10 +374,9 @@ def codebook(x: Array, values: Array, weights: Array, math_: Arithmetic) -> Arra
     return _xp.where(empty, 0.0, scale, xp)
 
 
-def place(x: Array, values: Array, xp: Namespace) -> Array:
+def place(x: Array, values: tuple[float, ...], xp: Namespace) -> Array:
     """Give the index of the nearest value, of two as near the larger: `best_index_int8`."""
-    middles = (values[1:] + values[:-1]) / 2
-    below = xp.asarray(
-        np.nextafter(_xp.to_numpy(middles), np.float32(-np.inf)), device=_xp.beside(x)
-    )
+    table = np.asarray(values, np.float32)
+    middles = (table[1:] + table[:-1]) / 2
+    below = xp.asarray(np.nextafter(middles, np.float32(-np.inf)), device=_xp.beside(x))
     return _xp.count_below(below, x, xp)

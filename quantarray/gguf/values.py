@@ -1,5 +1,7 @@
 """What blocks of bytes mean: codes, scales, offsets, and the values they decode to."""
 
+import numpy as np
+
 from quantarray import _xp, codec, storage
 from quantarray._xp import Array, Namespace
 from quantarray.gguf import fields
@@ -7,6 +9,8 @@ from quantarray.records import Record
 from quantarray.scheme import Packing
 
 _PLAIN = Packing()
+# Scales may be Inf, and codes of scales 0.
+_of_any_bytes = np.errstate(invalid="ignore", over="ignore")
 
 
 def blocks_of(data: Array, record: Record, xp: Namespace) -> Array:
@@ -15,6 +19,7 @@ def blocks_of(data: Array, record: Record, xp: Namespace) -> Array:
     return xp.reshape(data, (*head, size // record.size, record.size))
 
 
+@_of_any_bytes
 def scales(blocks: Array, record: Record, xp: Namespace) -> Array:
     """Give the scale of every group: float32, shape (..., blocks, groups)."""
     found = None
@@ -27,6 +32,7 @@ def scales(blocks: Array, record: Record, xp: Namespace) -> Array:
     return found
 
 
+@_of_any_bytes
 def offsets(blocks: Array, record: Record, xp: Namespace) -> Array | None:
     """Give what is added to every group, or None: float32, shape (..., blocks, groups)."""
     if not record.offset:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from quantarray.io import gguf_layout, layout, tensors
+from quantarray.io import gguf_layout, layout, llama, tensors
 from quantarray.io.convert import naming, planned, quantized
 from quantarray.io.files import Path
 from quantarray.io.gguf import Container
@@ -64,12 +64,13 @@ def compare_file(
     file = tensors.load(source)
     is_gguf = isinstance(file.container, Container)
     how = gguf_layout if is_gguf else layout
+    architecture = file.metadata.get(llama.ARCHITECTURE)
     costs = []
     for index, plan in enumerate(plans):
         found = []
         for done, (name, entry) in enumerate(file.entries.items()):
             with naming(name):
-                to = plan.chosen(entry, to_gguf=is_gguf)
+                to = plan.chosen(entry, to_gguf=is_gguf, architecture=architecture)
                 after = planned(entry, to, how)
                 if to is not None:
                     x = file[name]

@@ -93,11 +93,12 @@ def quantize_file(
     """
     plan = Plan(plan) if isinstance(plan, Scheme) else plan
     file, how = tensors.load(source), tensors.layout_of(target)
-    to_gguf = how is gguf_layout
+    to_gguf, metadata = how is gguf_layout, _metadata(file, how)
+    architecture = metadata.get(llama.ARCHITECTURE)
     entries = []
     for entry in file.entries.values():
         with naming(entry.name):
-            to = plan.chosen(entry, to_gguf=to_gguf)
+            to = plan.chosen(entry, to_gguf=to_gguf, architecture=architecture)
             entries.append(planned(entry, to, how))
     converted = []
 
@@ -116,8 +117,7 @@ def quantize_file(
         converted.append(Converted(before, entry, *powers(x, q)))
         return q.parts()
 
-    metadata = _metadata(file, how)
-    if to_gguf and file.container.specs and "general.architecture" in metadata:
+    if to_gguf and file.container.specs and architecture is not None:
         metadata = llama.described(metadata, type_name(plan.target))
     _convert(file, target, entries, produce, metadata, progress)
     return Conversion(file.container.file.size, os.path.getsize(target), converted)

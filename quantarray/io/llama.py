@@ -12,6 +12,8 @@ import numpy as np
 
 from quantarray.records import RECORDS
 
+# The metadata key that a model has.
+ARCHITECTURE = "general.architecture"
 # Tensors with one of these in their name stay as they are: norms, routers of experts, positions,
 # small matrices of state-space and RWKV models, of Gemma's altup and laurel, and of encoders.
 _KEPT = (
@@ -29,6 +31,16 @@ _KEPT_NAMES = ("position_embd.weight", "token_types.weight")
 
 # Whose importances may be of another size.
 EMBEDDINGS = ("token_embd.weight", "per_layer_token_embd.weight")
+
+# What is kept besides in models of one architecture.
+_KEPT_OF = {
+    "glm5-next": (
+        "hc_", "indexer.attn_q_b", "indexer.attn_k", "indexer.proj", "indexer_compressor_gate",
+        "indexer_compressor_ape", "ssm_f_a.weight", "ssm_f_b.weight", "ssm_g_a.weight",
+        "ssm_g_b.weight", "ssm_beta.weight", "attn_kv_a_mqa.weight", "attn_k_b.weight",
+        "attn_v_b.weight",
+    ),
+}  # fmt: skip
 
 # What a row that is not whole blocks is encoded as; F16 where that does not fit either.
 _FALLBACK = {
@@ -55,14 +67,14 @@ _VERSION = 2  # of the quantized types
 _SPLIT = ("split.no", "split.count", "split.tensors.count")
 
 
-def is_kept(name: str, shape: tuple[int, ...]) -> bool:
+def is_kept(name: str, shape: tuple[int, ...], architecture: object) -> bool:
     """Tell whether a tensor is not to be quantized: of one axis, no weight, or a delicate one."""
     axes = next((len(shape) - i for i, extent in enumerate(shape) if extent != 1), 1)
     return (
         axes < 2
         or not name.endswith("weight")
         or name in _KEPT_NAMES
-        or any(part in name for part in _KEPT)
+        or any(part in name for part in (*_KEPT, *_KEPT_OF.get(str(architecture), ())))
     )
 
 
@@ -77,7 +89,9 @@ def fitting(type_: str, shape: tuple[int, ...]) -> str:
 
 def described(metadata: Mapping[str, Any], type_: str) -> dict[str, Any]:
     """Give a model's metadata once it is mostly of a type."""
-    kept = {key: value for key, value in metadata.items() if key not in _SPLIT}
-    kept["general.quantization_version"] = np.uint32(_VERSION)
-    kept["general.file_type"] = np.uint32(_FILE_TYPES[type_])
-    return kept
+    own = {
+        "general.quantization_version": np.uint32(_VERSION),
+        "general.file_type": np.uint32(_FILE_TYPES[type_]),
+    }
+    kept = {k: value for k, value in metadata.items() if k not in _SPLIT and k not in own}
+    return {**kept, **own}

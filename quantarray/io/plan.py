@@ -44,8 +44,8 @@ class Plan:
     # By tensor: what the error of each element of a row counts; a row each for stacked matrices.
     importance: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
 
-    def chosen(self, entry: Entry, *, to_gguf: bool) -> Target | None:
-        """Give what a tensor is to be stored as; None: as it is.
+    def chosen(self, entry: Entry, *, to_gguf: bool, architecture: object = None) -> Target | None:
+        """Give what a tensor, of a model of an architecture, is to be stored as; None: as it is.
 
         Raises
         ------
@@ -55,7 +55,7 @@ class Plan:
         if NUMPY_NAMES.get(entry.dtype) not in FLOATS:
             return None
         mapped = next((to for glob, to in self.schemes if fnmatchcase(entry.name, glob)), None)
-        found = mapped or (self.target if self._takes(entry, to_gguf) else None)
+        found = mapped or (self.target if self._takes(entry, to_gguf, architecture) else None)
         if found is None or not to_gguf:
             return None if entry.scheme is not None else found
         name = llama.fitting(type_name(found), entry.shape)
@@ -69,8 +69,10 @@ class Plan:
             return None
         return target(f"gguf:{name.lower()}")
 
-    def _takes(self, entry: Entry, to_gguf: bool) -> bool:
-        kept = llama.is_kept(entry.name, entry.shape) if to_gguf else len(entry.shape) < 2
+    def _takes(self, entry: Entry, to_gguf: bool, architecture: object) -> bool:
+        kept = len(entry.shape) < 2
+        if to_gguf:
+            kept = llama.is_kept(entry.name, entry.shape, architecture)
         wanted = not self.include or any(fnmatchcase(entry.name, g) for g in self.include)
         return not kept and wanted and not any(fnmatchcase(entry.name, g) for g in self.exclude)
 
