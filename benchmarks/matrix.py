@@ -20,8 +20,10 @@ import numpy as np
 
 import quantarray as qa
 from quantarray import _xp, scales
+from quantarray.records import Record
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+import ggml_library
 from oracle_inputs import INPUTS
 from oracles import ORACLES, Oracle, cases, missing
 
@@ -47,6 +49,23 @@ def inputs(scheme: str) -> Iterator[np.ndarray[Any, Any]]:
     yield np.clip(odd, -reach, reach)
 
 
+def whole_blocks(record: Record) -> Iterator[np.ndarray[Any, Any]]:
+    """Give float32 matrices for a block type of ggml: the same kinds, and 1000 with tiny noise.
+
+    Nothing is smaller than 1e-15, below which products of three elements are what JAX takes for 0.
+    """
+    rng = np.random.default_rng(0)
+    gauss = rng.standard_normal((12, 2 * max(256, record.elements)), dtype=np.float32)
+    yield gauss
+    yield (gauss.view(np.uint32) & 0xFFFF0000).view(np.float32)
+    odd = np.round(gauss * 40) / 2
+    odd[0], odd[1], odd[2, :9] = 0.0, -0.0, 0.0
+    odd[3] *= np.float32(1e-6)
+    odd[4] *= np.float32(1e-11)
+    odd[5:7] = 1000 + gauss[5:7] * np.float32(1e-4)
+    yield odd.astype(np.float32)
+
+
 def stored(q: Any, decoded: Any) -> list[tuple[str, bytes]]:
     """Give the dtype and bytes of all that a backend gave."""
     arrays = [_xp.to_numpy(array) for array in (*q.parts().values(), decoded)]
@@ -62,8 +81,12 @@ def run(x: Any, scheme: str, block: dict[str, Any], wrap: Callable[[Any], Any]) 
 def differing(scheme: str, backend: str, wrap: Callable[[Any], Any]) -> int:
     """Count the arrays whose bits differ from NumPy's."""
     xp = _xp.load(backend)
-    count = 0
-    for x, block in itertools.product(inputs(scheme), BLOCKS):
+    count, record = 0, qa.scheme(scheme).record
+    if record is None:
+        data = itertools.product(inputs(scheme), BLOCKS)
+    else:
+        data = itertools.product(whole_blocks(record), ({},))
+    for x, block in data:
         expected = run(x, scheme, block, lambda function: function)
         found = run(_xp.from_numpy(x, xp), scheme, block, wrap)
         count += sum(a != b for a, b in zip(expected, found, strict=True))
@@ -95,6 +118,19 @@ def against_owner(oracle: Oracle) -> dict[str, Any]:
     return {"compared": compared, "differ": unexplained, "explained": explained}
 
 
+def against_ggml(record: Record) -> dict[str, Any]:
+    """Count the bytes compared with ggml's C, and those that differ."""
+    compared = differ = 0
+    for x in whole_blocks(record):
+        expected, found = ggml_library.quantize(x, record), qa.gguf.encode(x, record.name)
+        compared += expected.size
+        differ += int((expected != found).sum())
+        back = ggml_library.dequantize(expected, record).view(np.uint32)
+        differ += int((back != qa.gguf.decode(found, record.name).view(np.uint32)).sum())
+        compared += back.size
+    return {"compared": compared, "differ": differ, "explained": {}}
+
+
 def measure() -> Iterator[dict[str, Any]]:
     """Give a record for each scheme."""
     ways, absent = columns(), missing()
@@ -104,6 +140,16 @@ def measure() -> Iterator[dict[str, Any]]:
             record |= against_owner(oracle)
         record["backends"] = {title: differing(oracle.scheme, *way) for title, way in ways.items()}
         print(f"\r{oracle.scheme:24}", end="", file=sys.stderr, flush=True)
+        yield record
+    for name in qa.schemes():
+        type_ = qa.scheme(name).record
+        if type_ is None:
+            continue
+        record = {"scheme": name, "owner": "ggml"}
+        if ggml_library.library() is not None and ggml_library.has(type_):
+            record |= against_ggml(type_)
+        record["backends"] = {title: differing(name, *way) for title, way in ways.items()}
+        print(f"\r{name:24}", end="", file=sys.stderr, flush=True)
         yield record
     print(file=sys.stderr)
 

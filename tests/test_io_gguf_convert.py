@@ -356,7 +356,6 @@ def test_one_tensor_is_in_memory_at_a_time(tmp_path, monkeypatch):
             step[0](*step[1:])
         peaks[count] = [peak(*step) for step in steps]
     for few, many in zip(*peaks.values(), strict=True):
-        print(few, many, x.nbytes)
         assert many < few + (64 << 10)
         assert many < 2.5 * x.nbytes
     assert peak(lambda: [np.array(array) for array in qa.load(one).values()]) > 8 * x.nbytes

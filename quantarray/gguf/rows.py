@@ -21,6 +21,8 @@ from quantarray.task import in_pieces
 
 # The dtypes of the types of plain floats.
 _PLAIN = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+# How the names of dtypes of real numbers begin.
+_REAL = ("bool", "int", "uint", "float", "bfloat")
 # Bytes that NumPy decodes at a time.
 _PIECE = 1 << 16
 
@@ -111,8 +113,8 @@ def _importance(operation: str, importance: Any, x: Array, xp: Namespace) -> Arr
         found = xp.asarray(importance, device=_xp.beside(x))
         rows = found.ndim > 1 and math.prod(found.shape[:-1]) > 1
         target = shape if rows else (1, shape[-1])
-        if _xp.dtype_name(found.dtype).startswith("complex"):
-            raise TypeError("complex numbers have no order")
+        if not _xp.dtype_name(found.dtype).startswith(_REAL):
+            raise TypeError("no real numbers")
         with np.errstate(over="ignore"):  # what is more than float32 holds is refused as Inf
             found = xp.broadcast_to(xp.astype(found, xp.float32), target)
     except Exception as failure:  # each library has its own, for what it cannot take

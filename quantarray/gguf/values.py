@@ -53,7 +53,8 @@ def codes(blocks: Array, record: Record, xp: Namespace) -> Array:
     # Index by index, because a lookup takes tables of one axis.
     place = xp.expand_dims(found, -1) * lattice.width
     place = place + xp.arange(lattice.width, dtype=xp.int32, device=_xp.beside(blocks))
-    flat = xp.asarray(lattice.table.reshape(-1), device=_xp.beside(blocks))
+    # torch warns of arrays that cannot be written to.
+    flat = xp.asarray(np.array(lattice.table).reshape(-1), device=_xp.beside(blocks))
     values = xp.astype(_xp.lookup(flat, place, xp), xp.int32)
     if record.signs:
         values = values * _signs(blocks, record, xp)
