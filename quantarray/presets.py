@@ -333,13 +333,13 @@ PRESETS: dict[str, Scheme] = {
         _signs("st:binary", centred=True),
         _signs("st:ubinary", centred=False),
         *(_faiss(bits) for bits in (4, 8)),
-        *(_gguf(r) for r in RECORDS.values() if r.importance != "decode only"),
+        *(_gguf(r) for r in RECORDS.values() if r.importance in ("ignored", "used")),
     )
 }
 
-# What files hold and nothing here can encode.
+# What files hold and no scheme encodes: what `gguf.encode` needs importances for, or cannot encode.
 DECODABLE: dict[str, Scheme] = {
     f"gguf:{name.lower()}": _gguf(record)
     for name, record in RECORDS.items()
-    if record.importance == "decode only"
+    if record.importance in ("needed", "decode only")
 }

@@ -179,7 +179,7 @@ RECORDS: dict[str, Record] = {
             lattice=lattices.IQ2_XXS,
             signs=_IQ2_XXS_SIGNS,
             sign_bits="parity",
-            importance="decode only",
+            importance="needed",
         ),
         Record(
             "IQ2_XS",
@@ -195,7 +195,7 @@ RECORDS: dict[str, Record] = {
             lattice=lattices.IQ2_XS,
             signs=(Run(3, 7, units=32, step=2, right=1),),
             sign_bits="parity",
-            importance="decode only",
+            importance="needed",
         ),
         Record(
             "IQ3_XXS",
@@ -211,7 +211,7 @@ RECORDS: dict[str, Record] = {
             lattice=lattices.IQ3_XXS,
             signs=_IQ3_XXS_SIGNS,
             sign_bits="parity",
-            importance="decode only",
+            importance="used",
         ),
         Record(
             "IQ1_S",
@@ -235,7 +235,7 @@ RECORDS: dict[str, Record] = {
             deltas=tuple(
                 Run(35, 1, units=8, step=2, each=4, right=7, first=first) for first in range(4)
             ),
-            importance="decode only",
+            importance="needed",
         ),
         Record("IQ4_NL", 20, 32, 18, 32, (Run(2, 4, 16, 2),), IQ4_NL, _half(0)),
         Record(
@@ -251,7 +251,7 @@ RECORDS: dict[str, Record] = {
             _affine(16, 0.5, 2.0),
             lattice=lattices.IQ3_S,
             signs=(Run(74, 8, 32),),
-            importance="decode only",
+            importance="used",
         ),
         Record(
             "IQ2_S",
@@ -266,7 +266,7 @@ RECORDS: dict[str, Record] = {
             _affine(16, 0.5, 0.25),
             lattice=lattices.IQ2_S,
             signs=(Run(34, 8, 32),),
-            importance="decode only",
+            importance="used",
         ),
         Record(
             "IQ4_XS",
@@ -306,7 +306,7 @@ RECORDS: dict[str, Record] = {
                 Run(32, 1, units=16, each=2, right=3),
                 Run(32, 1, units=16, each=2, right=7, first=1),
             ),
-            importance="decode only",
+            importance="used",
         ),
         Record(
             "TQ1_0",

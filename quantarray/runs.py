@@ -1,18 +1,18 @@
 """How a block of bytes is described: which bits of which bytes are codes, scales and offsets."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from quantarray.formats import Codebook, Integer
 from quantarray.lattices import Lattice
 
 
-@dataclass(frozen=True)
-class Run:
+class Run(NamedTuple):
     """Fields of a few bits, or some bits of wider fields, which lie in order in some bytes.
 
     Each of `unit` neighbouring bytes holds a field in its lowest bits, then each holds one in the
-    next bits, and so on for `parts` of them; `units` such units lie `step` bytes apart.
+    next bits, and so on for `parts` of them; `units` such units lie `step` bytes apart. It is a
+    tuple because torch.compile rebuilds no other kind of constant inside of one.
     """
 
     start: int
@@ -71,7 +71,7 @@ class Record:
     # Of each entry: 0 adds an eighth to its values, 1 subtracts it.
     deltas: Runs = ()
     # What a vector of importances does to encoding.
-    importance: Literal["ignored", "used", "decode only"] = "used"
+    importance: Literal["ignored", "used", "needed", "decode only"] = "used"
 
     @property
     def groups(self) -> int:

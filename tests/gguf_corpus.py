@@ -5,17 +5,21 @@ import zlib
 
 import ml_dtypes
 import numpy as np
+from helpers import SESSION
 
 from quantarray import gguf
 from quantarray.records import RECORDS
 
 COLUMNS = 512
-# Block types that can be encoded, and those whose encoders look at importances.
+# Block types that can be encoded, and those whose encoders look at importances, or need them.
 ENCODED = tuple(name for name in gguf.ENCODABLE if name in RECORDS)
-SEARCHED = tuple(name for name in ENCODED if RECORDS[name].importance == "used")
-DECODED_ONLY = tuple(name for name in RECORDS if name not in ENCODED)
-# Of each way to search, one.
+SEARCHED = tuple(name for name in ENCODED if RECORDS[name].importance in ("used", "needed"))
+NEEDED = tuple(name for name in ENCODED if RECORDS[name].importance == "needed")
+# Of each way to encode, one; and what JAX is tried on, which compiles every operation of the others
+# anew: all types are under jax.jit in test_gguf_lazy.py.
 FEW = ("Q8_0", "Q4_1", "Q3_K", "Q4_K", "IQ4_XS", "NVFP4")
+TRIED = FEW if SESSION == "jax" else ENCODED
+TAKEN_APART = (*FEW, "TQ1_0", "MXFP4", "IQ3_XXS", "IQ1_M") if SESSION == "jax" else tuple(RECORDS)
 # Those without a float16 that could be NaN.
 NO_NAN = ("MXFP4", "NVFP4")
 PLAIN = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
@@ -77,9 +81,23 @@ def importance():
     return weights
 
 
+def needed(name):
+    """Give the importances without which a type is not encoded, or None."""
+    return importance() if name in NEEDED else None
+
+
 @functools.cache
 def any_bytes(name):
     """Give random bytes, as many as `rows` takes in a block type."""
     record = RECORDS[name]
     random = np.random.default_rng(zlib.crc32(name.encode()))
-    return random.integers(0, 256, (len(ROWS), COLUMNS // record.elements * record.size), np.uint8)
+    shape = len(ROWS), COLUMNS // record.elements, record.size
+    data = random.integers(0, 256, shape, np.uint8)
+    if name == "MXFP4" and SESSION == "jax":
+        data[..., 0] |= 2  # it takes subnormal scales, those of codes 0 and 1, for 0
+    return data.reshape(len(ROWS), -1)
+
+
+def blocks_of(data, name):
+    """View bytes of NumPy as blocks: (row, block, bytes)."""
+    return data.reshape(len(data), -1, RECORDS[name].size)

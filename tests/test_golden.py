@@ -43,9 +43,8 @@ def test_bytes_stay(golden, name):
 
 
 @pytest.mark.parametrize("name", DECODABLE)
-def test_what_is_only_decoded_stays(golden, name):
-    data, decoded = (golden[f"{name}/{part}"] for part in ("data", "decoded"))
-    stored = qa.QuantizedArray.from_parts(
-        {"data": data}, qa.scheme(name), decoded.shape, "float32"
-    )
+def test_bytes_of_types_that_need_importances_stay(golden, name):
+    x, weights, data, decoded = parts_of(golden, name).values()
+    assert_same(qa.gguf.encode(x, qa.scheme(name).packing.record, weights), data, NUMPY)
+    stored = qa.QuantizedArray.from_parts({"data": data}, qa.scheme(name), x.shape, "float32")
     assert_same(stored.dequantize(), decoded, NUMPY)

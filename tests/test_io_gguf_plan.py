@@ -19,14 +19,17 @@ pytestmark = pytest.mark.backend_independent
 RNG = np.random.default_rng(11)
 X = RNG.standard_normal((4, 256), dtype=np.float32)
 ROWS = X[:2, :32]
+# Types that need importances, and those that do without.
+NEEDY = [name for name, (plain, _) in ENCODERS.items() if plain is None]
+FREE = [name for name in ENCODERS if name not in NEEDY]
 
 
 @pytest.fixture
 def converted(tmp_path):
     """Quantize tensors from one GGUF file to another; give the types of the result, and itself."""
 
-    def convert(tensors, scheme, **choices):
-        qa.save(tmp_path / "in.gguf", tensors)
+    def convert(tensors, scheme, metadata=None, **choices):
+        qa.save(tmp_path / "in.gguf", tensors, metadata)
         schemes = tuple((glob, target(name)) for glob, name in choices.pop("schemes", ()))
         plan = Plan(target(scheme), schemes=schemes, **choices)
         quantize_file(tmp_path / "in.gguf", tmp_path / "out.gguf", plan)
@@ -119,6 +122,31 @@ def test_the_names_that_llama_keeps(converted):
         assert (array if name in KEPT else array.data).tobytes() == wanted
 
 
+OF_GLM5 = [
+    "blk.0.hc_attn_fn.weight",
+    "blk.0.indexer.attn_q_b.weight",
+    "blk.0.indexer.attn_k.weight",
+    "blk.0.indexer.proj.weight",
+    "blk.0.indexer_compressor_gate.weight",
+    "blk.0.indexer_compressor_ape.weight",
+    *(f"blk.0.ssm_{part}.weight" for part in ("f_a", "f_b", "g_a", "g_b", "beta")),
+    "blk.0.attn_kv_a_mqa.weight",
+    "blk.0.attn_k_b.weight",
+    "blk.0.attn_v_b.weight",
+]
+
+
+@pytest.mark.parametrize(
+    ("architecture", "type_"),
+    [("glm5-next", "F32"), ("llama", "Q8_0"), (np.zeros(2, np.uint8), "Q8_0"), (None, "Q8_0")],
+    ids=str,
+)
+def test_one_architecture_keeps_more(converted, architecture, type_):
+    metadata = {} if architecture is None else {"general.architecture": architecture}
+    types, _ = converted(dict.fromkeys([*OF_GLM5, "w.weight"], ROWS), "gguf:q8_0", metadata)
+    assert types == {**dict.fromkeys(OF_GLM5, type_), "w.weight": "Q8_0"}
+
+
 @pytest.mark.parametrize(
     ("shape", "type_"),
     [
@@ -171,7 +199,7 @@ FALLBACK = {
 @pytest.mark.parametrize("name", RECORDS)
 def test_rows_that_are_not_whole_blocks(converted, name):
     expected = {96: FALLBACK.get(name, name), 80: "F16", 48: "F16"}
-    if name in ENCODERS:
+    if name in FREE:
         expected[256] = name
         expected[160] = expected[96]
         expected[128] = name if RECORDS[name].elements <= 128 else FALLBACK[name]
@@ -226,9 +254,11 @@ def test_a_scheme_that_is_not_for_gguf_is_refused_by_name(converted):
         converted({"b": ROWS, "w.weight": ROWS}, "gguf:q8_0", schemes=[("b", "int8")])
 
 
-def test_types_that_can_only_be_decoded_are_refused_by_name(converted, tmp_path):
-    with pytest.raises(QuantArrayError, match=r"'w.weight': .*IQ3_S can only be decoded"):
-        converted({"w.weight": X}, "gguf:iq3_s")
+@pytest.mark.parametrize("name", [name for name in RECORDS if name not in FREE])
+def test_types_that_cannot_be_encoded_so_are_refused_by_name(converted, tmp_path, name):
+    message = "only be decoded" if name not in NEEDY else "with importances only"
+    with pytest.raises(QuantArrayError, match=rf"tensor 'w\\x1b.weight': .*{name}.* {message}"):
+        converted({"w\x1b.weight": X}, f"gguf:{name}".lower())
     assert os.listdir(tmp_path) == ["in.gguf"]
 
 
@@ -273,12 +303,15 @@ EXPERT_WEIGHTS = RNG.random((3, 256), np.float32) * np.float32([[1], [100], [0]]
 
 @pytest.mark.parametrize("name", ENCODERS)
 def test_importances_of_a_vector_are_for_every_row(converted, name):
-    _, found = converted({"w.weight": X, "v.weight": X}, f"gguf:{name}".lower(),
-                         importance={"w.weight": WEIGHTS, "absent": WEIGHTS[:3]})  # fmt: skip
-    assert found["w.weight"].data.tobytes() == encoded(X, name, WEIGHTS)
-    assert found["v.weight"].data.tobytes() == encoded(X, name)
+    given = {"w.weight": WEIGHTS, "absent": WEIGHTS[:3]}
+    if name in NEEDY:
+        given["v.weight"] = WEIGHTS[::-1]
+    tensors = {"w.weight": X, "v.weight": X}
+    _, found = converted(tensors, f"gguf:{name}".lower(), importance=given)
+    for key, q in found.items():
+        assert q.data.tobytes() == encoded(X, name, given.get(key))
     differs = found["w.weight"].data.tobytes() != found["v.weight"].data.tobytes()
-    assert differs == (RECORDS[name].importance == "used")
+    assert differs == (RECORDS[name].importance != "ignored")
 
 
 @pytest.mark.parametrize("name", ["Q4_0", "Q2_K", "Q6_K", "IQ4_XS", "Q8_0"])

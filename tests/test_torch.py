@@ -39,6 +39,16 @@ def test_compile_both_ways_at_once():
     assert_same(fake(X), qa.fake_quantize(corpus(), "int3", group_size=32), xp)
 
 
+def test_blocks_of_ggml_compile_in_one_graph():
+    """Encoders without a search; those with one compile too, in a minute or two."""
+    x = corpus().reshape(-1)[: 32 * 24].reshape(4, -1)
+    quantize = functools.partial(qa.quantize, scheme="gguf:q4_0")
+    q = torch.compile(quantize, fullgraph=True)(to_backend(x, xp))
+    reference = quantize(x)
+    assert_same(q.data, reference.data, xp)
+    assert_same(torch.compile(qa.dequantize, fullgraph=True)(q), reference.dequantize(), xp)
+
+
 @pytest.mark.parametrize("scheme", FEW)
 def test_traced_graph(scheme):
     """Nothing of the pipeline looks at values; the eager backend compiles nothing."""

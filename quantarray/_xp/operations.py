@@ -1,9 +1,11 @@
 """Operations whose results, or whose names, differ between array libraries."""
 
+import contextlib
 import functools
 import operator
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
@@ -258,6 +260,14 @@ def scan(
         carry, result = function(carry, tuple(array[index, ...] for array in arrays))
         results.append(result)
     return carry, None if results[-1] is None else xp.stack(results, axis=0)
+
+
+def quietly(xp: Namespace) -> AbstractContextManager[None]:
+    """Give a context in which NumPy warns of nothing."""
+    if xp.__name__ == TORCH:  # which never warns, and whose compiler traces no np.errstate
+        return contextlib.nullcontext()
+    quiet: AbstractContextManager[None] = np.errstate(all="ignore")
+    return quiet
 
 
 def sqrt(x: Array, xp: Namespace) -> Array:

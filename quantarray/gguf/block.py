@@ -35,6 +35,20 @@ class Blocks(NamedTuple):
         spread = _xp.sqrt(energy + math_.multiply(self.x, self.x), xp)
         return math_.multiply(self.weights, spread)
 
+    def mattering(self, times: float, typical: float) -> Array:
+        """Give what elements of lattices count: (elements, blocks).
+
+        `times` is what the mean square of a block is multiplied by, and `typical` what of that is
+        added to the square of an element without importances.
+        """
+        math_ = self.math_
+        energy = math_.multiply(self.squares(), times)
+        energy = math_.divide(energy, float(self.record.elements))
+        if self.weights is not None:
+            return self.weighted(energy)
+        squares = math_.multiply(self.x, self.x)
+        return squares + math_.multiply(energy, typical) if typical else squares
+
 
 class Fields(NamedTuple):
     """What a block stores."""

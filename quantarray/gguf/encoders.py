@@ -16,6 +16,7 @@ from quantarray.arithmetic import Arithmetic
 from quantarray.formats import Codebook
 from quantarray.gguf import fields, search
 from quantarray.gguf.block import Blocks, Encoder, Fields
+from quantarray.gguf.lattice_encoders import LATTICE_ENCODERS
 from quantarray.gguf.search import Affine, total
 
 
@@ -89,7 +90,7 @@ def _by_power(blocks: Blocks) -> Fields:
     return _by_scale(blocks, xp.expand_dims(code, 0))
 
 
-@functools.cache
+@_xp.constant
 def _powers() -> np.ndarray[tuple[int], np.dtype[np.float32]]:
     """Give the largest float32 whose logarithm to base 2, in float32, is below -149, -148, ...
 
@@ -335,7 +336,7 @@ def _by_codebook(blocks: Blocks) -> Fields:
 _PART = functools.partial
 
 # By name: the encoder without importances, and with them.
-ENCODERS: dict[str, tuple[Encoder, Encoder | None]] = {
+ENCODERS: dict[str, tuple[Encoder | None, Encoder | None]] = {
     "Q4_0": (_PART(_by_extreme, most=8), _PART(_with_extreme, most=8)),
     "Q4_1": (_PART(_by_range, most=15), _PART(_with_range, most=15)),
     "Q5_0": (_PART(_by_extreme, most=16), _PART(_with_extreme, most=16)),
@@ -363,4 +364,5 @@ ENCODERS: dict[str, tuple[Encoder, Encoder | None]] = {
     "NVFP4": (_by_float, None),
     "Q1_0": (_by_sign, None),
     "Q2_0": (_PART(_by_magnitude, divisor=1, plus=1, most=3, wild=0), None),
+    **LATTICE_ENCODERS,
 }

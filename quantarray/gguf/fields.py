@@ -1,6 +1,5 @@
 """Blocks of bytes to fields of a few bits, and back, as the runs of a record say."""
 
-import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -29,13 +28,14 @@ def read(blocks: Array, runs: Runs, xp: Namespace) -> Array:
     -------
     array of int32, shape (..., fields)
     """
-    fields = None
-    for byte, times, right, mask, left in _reading(runs):
-        piece = xp.astype(_take(blocks, byte, xp), xp.int32)
+    fields, table = None, xp.asarray(_reading(runs), device=_xp.beside(blocks))
+    for i in range(table.shape[0]):
+        byte, times, right, mask, left = (table[i, j, :] for j in range(5))
+        piece = xp.astype(xp.take(blocks, byte, axis=-1), xp.int32)
         if runs[0].base == 3:  # the digit, as a fraction of 256, is thrice its byte's fraction
-            return (((piece * _table(times, blocks, xp)) & 255) * 3) >> 8
-        piece = (piece >> _table(right, blocks, xp)) & _table(mask, blocks, xp)
-        piece = piece << _table(left, blocks, xp) if left.any() else piece
+            return (((piece * times) & 255) * 3) >> 8
+        piece = (piece >> right) & mask
+        piece = piece << left if any(run.left for run in runs) else piece
         fields = piece if fields is None else fields | piece
     return fields
 
@@ -58,29 +58,20 @@ def write(fields: Sequence[tuple[Array, Runs]], size: int, xp: Namespace) -> Arr
     """
     blocks = None
     for values, runs in fields:
-        digits = None
-        for index, times, left, mask, right in _writing(runs, size):
-            piece = _take(values, index, xp)
+        digits, table = None, xp.asarray(_writing(runs, size), device=_xp.beside(values))
+        for i in range(table.shape[0]):
+            index, times, left, mask, right = (table[i, j, :] for j in range(5))
+            piece = xp.take(values, index, axis=-1)
             if runs[0].base == 3:
-                piece = piece * _table(times, values, xp)
+                piece = piece * times
                 digits = piece if digits is None else digits + piece
                 continue
-            piece = ((piece >> _table(left, values, xp)) & _table(mask, values, xp)) << _table(
-                right, values, xp
-            )
+            piece = ((piece >> left) & mask) << right
             blocks = piece if blocks is None else blocks | piece
         if digits is not None:  # as a fraction of 256, rounded up
             digits = (digits * 256 + 242) // 243
             blocks = digits if blocks is None else blocks | digits
     return xp.astype(blocks, xp.uint8)
-
-
-def _take(x: Array, index: Numbers, xp: Namespace) -> Array:
-    return xp.take(x, xp.asarray(index, device=_xp.beside(x)), axis=-1)
-
-
-def _table(values: Numbers, like: Array, xp: Namespace) -> Array:
-    return xp.asarray(values, device=_xp.beside(like))
 
 
 def _pieces(run: Run) -> list[tuple[int, int, int, int, int, int]]:
@@ -100,7 +91,7 @@ def _pieces(run: Run) -> list[tuple[int, int, int, int, int, int]]:
     ]
 
 
-def _stack(rows: list[list[tuple[int, ...]]]) -> list[tuple[Numbers, ...]]:
+def _stack(rows: list[list[tuple[int, ...]]]) -> Numbers:
     """Turn the pieces of each place into tables: the first of every place, the second, and so on.
 
     A place with fewer gets nothing: a mask of 0.
@@ -108,11 +99,11 @@ def _stack(rows: list[list[tuple[int, ...]]]) -> list[tuple[Numbers, ...]]:
     most = max(map(len, rows))
     filled = [row + [(0,) * 5] * (most - len(row)) for row in rows]
     table = np.asarray(filled, np.int32)  # place, piece, entry
-    return [tuple(np.ascontiguousarray(table[:, i, j]) for j in range(5)) for i in range(most)]
+    return np.ascontiguousarray(np.permute_dims(table, (1, 2, 0)))
 
 
-@functools.cache
-def _reading(runs: Runs) -> list[tuple[Numbers, ...]]:
+@_xp.constant
+def _reading(runs: Runs) -> Numbers:
     pieces = [piece for run in runs for piece in _pieces(run)]
     rows: list[list[tuple[int, ...]]] = [[] for _ in range(1 + max(piece[0] for piece in pieces))]
     for index, byte, times, right, mask, left in pieces:
@@ -120,8 +111,8 @@ def _reading(runs: Runs) -> list[tuple[Numbers, ...]]:
     return _stack(rows)
 
 
-@functools.cache
-def _writing(runs: Runs, size: int) -> list[tuple[Numbers, ...]]:
+@_xp.constant
+def _writing(runs: Runs, size: int) -> Numbers:
     rows: list[list[tuple[int, ...]]] = [[] for _ in range(size)]
     for run in runs:
         for index, byte, times, right, mask, left in _pieces(run):
@@ -136,7 +127,7 @@ def half_to_value(codes: Array, xp: Namespace) -> Array:
     return _xp.lookup(table, codes, xp)
 
 
-@functools.cache
+@_xp.constant
 def _halves() -> Numbers:
     return np.arange(1 << 16, dtype=np.uint16).view(np.float16).astype(np.float32)
 

@@ -6,7 +6,8 @@ from quantarray import _xp
 from quantarray._xp import Array, Namespace
 from quantarray.arithmetic import Arithmetic
 from quantarray.gguf import fields
-from quantarray.gguf.encoders import ENCODERS, Blocks, Fields
+from quantarray.gguf.block import Blocks, Fields
+from quantarray.gguf.encoders import ENCODERS
 from quantarray.records import Record, Runs
 from quantarray.task import in_pieces
 
@@ -92,8 +93,15 @@ def _by_block(x: Array, record: Record, xp: Namespace) -> Array:
 
 def _pack(found: Fields, finite: Array, record: Record, xp: Namespace) -> Array:
     """Put fields into blocks of bytes: (blocks, size)."""
-    groups = xp.permute_dims(found.codes, (2, 1, 0))
-    parts = [(xp.reshape(groups, (groups.shape[0], record.elements)), record.codes)]
+    parts = []
+    for part, runs in (
+        (found.codes, record.codes),
+        (found.signs, record.signs),
+        (found.deltas, record.deltas),
+    ):
+        if part is not None:
+            groups = xp.permute_dims(part, (2, 1, 0))
+            parts.append((xp.reshape(groups, (groups.shape[0], -1)), runs))
     if found.scales is not None:
         parts.append((xp.permute_dims(found.scales, (1, 0)), record.scales))
     if found.mins is not None:
@@ -112,6 +120,7 @@ def _pack(found: Fields, finite: Array, record: Record, xp: Namespace) -> Array:
     return data | (poison * xp.astype(1 - keep, xp.uint8))
 
 
+@_xp.constant
 def poisoned(base: Runs, size: int) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
     """Give a block whose base is NaN and whose other bytes are 0."""
     nan = np.full((1,), _NAN, np.int32)

@@ -12,25 +12,67 @@ from quantarray import _xp
 from quantarray._xp import Array, Namespace
 from quantarray.arithmetic import Arithmetic
 from quantarray.gguf.lattice_tables import Neighbours
-from quantarray.gguf.search import total
+from quantarray.gguf.search import nearest, total
 
 # Entries that are looked at together, and the largest number, which no distance C takes exceeds.
 _TOGETHER = 4
 _LARGEST = float(np.finfo(np.float32).max)
 
 
+def shrinks(x: Array, xp: Namespace) -> bool:
+    """Tell whether loops are to leave out, step by step, what is done."""
+    return _xp.is_concrete(x, xp) and _xp.backend(xp) != "jax"  # which compiles for each shape
+
+
+def points(x: Array, near: Neighbours, xp: Namespace) -> Array:
+    """View elements of groups, (elements, groups, blocks), as (width, points, groups, blocks)."""
+    width = near.digits.shape[0]
+    x = xp.reshape(x, (x.shape[0] // width, width, *x.shape[1:]))
+    return xp.permute_dims(x, (1, 0, 2, 3))
+
+
 def number(digits: Array, levels: int, xp: Namespace) -> Array:
-    """Give the numbers of points, int32: (points,)."""
+    """Give the numbers of points, int32: digits without their first axis."""
     found = digits[-1, ...]
     for index in reversed(range(digits.shape[0] - 1)):
         found = found * levels + digits[index, ...]
     return xp.astype(found, xp.int32)
 
 
-def entries(digits: Array, levels: int, near: Neighbours, xp: Namespace) -> Array:
-    """Give the entries that points are, int32: (points,)."""
+def entries_of(digits: Array, near: Neighbours, xp: Namespace) -> Array:
+    """Give the entries of groups, int32: (points of a group, groups, blocks)."""
     table = xp.asarray(near.entries, device=_xp.beside(digits))
-    return _xp.lookup(table, number(digits, levels, xp), xp)
+    return _xp.lookup(table, number(points(digits, near, xp), near.levels, xp), xp)
+
+
+def settled(
+    digits: Array,
+    x: Array,
+    weights: Array,
+    scale: Array,
+    values: tuple[float, Array],
+    near: Neighbours,
+    math_: Arithmetic,
+) -> tuple[Array, Array]:
+    """Move groups to the lattice: `settle` of (elements, groups, blocks).
+
+    What there has an entry for each point is of shape (groups, blocks) here, or one that broadcasts
+    to (points of a group, groups, blocks); which points were entries has the latter.
+    """
+    xp = math_.xp
+    width = near.digits.shape[0]
+    shape = (x.shape[0] // width, *x.shape[1:])
+
+    def flat(x: Array) -> Array:
+        return xp.reshape(points(x, near, xp), (width, -1))
+
+    def spread(x: Array) -> Array:
+        return xp.reshape(xp.broadcast_to(x, shape), (-1,))
+
+    given = flat(digits), flat(x), flat(weights), spread(scale), (values[0], spread(values[1]))
+    found, on = settle(*given, near, math_)
+    found = xp.permute_dims(xp.reshape(found, (width, *shape)), (1, 0, 2, 3))
+    return xp.reshape(found, x.shape), xp.reshape(on, shape)
 
 
 def settle(
@@ -38,7 +80,7 @@ def settle(
     x: Array,
     weights: Array,
     scale: Array,
-    values: Array,
+    values: tuple[float, Array],
     near: Neighbours,
     math_: Arithmetic,
 ) -> tuple[Array, Array]:
@@ -52,8 +94,8 @@ def settle(
         What they stand for, and what the squared error of each element counts.
     scale : array of float32, shape (points,)
         What the values of an entry are multiplied by.
-    values : array of float32, shape (levels,) or (levels, points)
-        The values of digits.
+    values : tuple of float and array of float32, shape (points,)
+        What a digit is multiplied by, and what is added, to give its value.
     near : Neighbours
         What to look at.
     math_ : Arithmetic
@@ -62,50 +104,37 @@ def settle(
     Returns
     -------
     tuple of array
-        Digits of entries, shape of digits, and whether the points are such, bool, shape (points,).
-        Of errors that are all Inf or NaN, which C refuses to go on with, the first entry's.
+        Digits of entries, shape of digits, and whether the points were such, bool, shape (points,).
+        Of errors that are all Inf or NaN, which C refuses to go on with, the nearest entry's.
     """
     xp = math_.xp
-    place = _xp.beside(x)
-    points = number(digits, values.shape[0], xp)
-    counts = _xp.lookup(xp.asarray(near.counts, device=place), points, xp)
-    starts = _xp.lookup(xp.asarray(near.starts, device=place), points, xp)
+    place = number(digits, near.levels, xp)
+    counts, starts = (
+        _xp.lookup(xp.asarray(table, device=_xp.beside(x)), place, xp)
+        for table in (near.counts, near.starts)
+    )
     on = counts == 0
-    if not _xp.is_concrete(x, xp):
-        best = _best(starts, counts, None, x, weights, scale, values, near, math_)
+    given = [starts, counts, x, weights, scale, values[1]]
+    if not shrinks(x, xp):
+        best = _best(given, values[0], None, near, math_)
         return _xp.where(xp.expand_dims(on, 0), digits, _digits(best, near, xp), xp), on
     # Those with the most to look at first, so that fewer and fewer are left.
-    order = xp.argsort(-counts, stable=True)
     ordered = np.sort(_xp.to_numpy(counts))[::-1]
     if not ordered[0]:
         return digits, on
     left = _widths(ordered)
-    order = order[: left[0]]
-
-    def few(a: Array) -> Array:
-        return xp.take(a, order, axis=a.ndim - 1)
-
-    some = values if values.ndim == 1 else few(values)
-    given = few(starts), few(counts), left, few(x), few(weights), few(scale), some
-    best = _best(*given, near, math_)
-    # All in the order of `order`, and back.
-    rest = xp.argsort(-counts, stable=True)[left[0] :]
-    moved = xp.take(digits, xp.concat([order, rest]), axis=1)
-    off = xp.expand_dims(few(counts) > 0, 0)
-    first = _xp.where(off, _digits(best, near, xp), moved[:, : left[0]], xp)
-    moved = xp.concat([first, moved[:, left[0] :]], axis=1)
-    back = xp.argsort(xp.concat([order, rest]), stable=True)
-    return xp.take(moved, back, axis=1), on
+    order = xp.argsort(-counts, stable=True)
+    given = [xp.take(a, order[: left[0]], axis=a.ndim - 1) for a in given]
+    best = _best(given, values[0], left, near, math_)
+    moved = xp.take(digits, order, axis=1)
+    moved = xp.concat([_digits(best, near, xp), moved[:, left[0] :]], axis=1)
+    return xp.take(moved, xp.argsort(order, stable=True), axis=1), on
 
 
 def _widths(counts: np.ndarray[Any, Any]) -> list[int]:
-    """Give how many of the first points have entries left, batch after batch.
-
-    These are powers of two, for libraries that compile for each shape.
-    """
+    """Give how many of the first points have entries left, batch after batch."""
     begin = np.arange(0, int(counts[0]), _TOGETHER)
-    left = np.searchsorted(-counts, -begin, side="left")
-    return [min(1 << int(some - 1).bit_length(), len(counts)) for some in left]
+    return [int(some) for some in np.searchsorted(-counts, -begin, side="left")]
 
 
 def _digits(entries: Array, near: Neighbours, xp: Namespace) -> Array:
@@ -117,27 +146,16 @@ def _digits(entries: Array, near: Neighbours, xp: Namespace) -> Array:
     return _xp.lookup(flat, first + xp.expand_dims(entries, 0), xp)
 
 
-def _valued(digits: Array, values: Array, xp: Namespace) -> Array:
-    """Give the values of digits: (width, together, points)."""
-    found = None
-    for level in range(values.shape[0]):
-        value = xp.broadcast_to(values[level, ...], digits.shape)
-        found = value if found is None else _xp.where(digits == level, value, found, xp)
-    return found
-
-
 def _best(
-    starts: Array,
-    counts: Array,
-    left: list[int] | None,
-    x: Array,
-    weights: Array,
-    scale: Array,
-    values: Array,
-    near: Neighbours,
-    math_: Arithmetic,
+    given: list[Array], times: float, left: list[int] | None, near: Neighbours, math_: Arithmetic
 ) -> Array:
-    """Give the entry with the smallest error, the first of equals: (points,)."""
+    """Give the entry with the smallest error, the first of equals: (points,).
+
+    `given` are where a point's entries begin, how many those are, and `settle`'s `x`, `weights`,
+    `scale` and second of `values`; `left` how many of the first points have entries left, batch
+    after batch, or None where all are to be looked at in all of them.
+    """
+    starts, counts, x, weights, scale, plus = given
     xp = math_.xp
     place = _xp.beside(x)
     table = xp.asarray(near.near, device=place)
@@ -149,8 +167,7 @@ def _best(
         some = places < xp.expand_dims(counts[:width], 0)
         index = xp.expand_dims(starts[:width], 0) + places
         found = _xp.lookup(table, _xp.where(some, index, xp.zeros_like(index), xp), xp)
-        which = values if values.ndim == 1 else values[:, :width]
-        valued = _valued(_digits(found, near, xp), which, xp)
+        valued = _digits(found, near, xp) * times + plus[:width]
         difference = math_.multiply(xp.broadcast_to(scale[:width], valued.shape), valued)
         difference = difference - xp.expand_dims(x[:, :width], 1)
         weight = xp.broadcast_to(xp.expand_dims(weights[:, :width], 1), valued.shape)
@@ -179,3 +196,19 @@ def _best(
             best = best[0][:width], best[1][:width]
         best = look(begin * _TOGETHER, width, best)
     return xp.concat([best[1], *reversed(done)]) if done else best[1]
+
+
+def shared(scale: Array, most: int, top: int, math_: Arithmetic) -> tuple[Array, Array, Array]:
+    """Give the scale of blocks, the codes of their groups' and whether any is not 0.
+
+    `scale` is not negative, (groups, blocks). A code stands for the odd number after its double;
+    the largest scale becomes `most`, and `top` is the largest code.
+    """
+    xp = math_.xp
+    largest = xp.max(scale, axis=0)
+    some = largest > 0
+    base = math_.divide(largest, xp.full_like(largest, float(most)))
+    inverse = math_.reciprocal(_xp.where(some, base, 1.0, xp))
+    quotient = math_.multiply(math_.multiply(inverse, scale) - 1, 0.5)
+    codes = _xp.clip(nearest(quotient, xp), 0, top, xp)
+    return base, _xp.where(some, codes, 0.0, xp), some

@@ -1,10 +1,10 @@
 """Where the points around a lattice lie nearest to it: `iq2xs_init_impl` and `iq3xs_init_impl`."""
 
-import functools
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from quantarray import _xp
 from quantarray.lattices import Lattice
 
 Numbers = np.ndarray[Any, Any]
@@ -16,6 +16,7 @@ class Neighbours(NamedTuple):
     A digit is the index of a value in those of the lattice, the first of a point counting least.
     """
 
+    levels: int  # how many digits there are
     digits: Numbers  # of each entry, float32: (width, entries)
     entries: Numbers  # of each point that is one, int32; -1 elsewhere: (points,)
     starts: Numbers  # where a point's entries begin in `near`, int32: (points,)
@@ -23,7 +24,7 @@ class Neighbours(NamedTuple):
     near: Numbers  # int32, nearest first, of as near ones the first
 
 
-@functools.cache
+@_xp.constant
 def neighbours(lattice: Lattice, distances: int) -> Neighbours:
     """Give the entries at the smallest `distances` different distances from each point."""
     levels, width = len(lattice.values), lattice.width
@@ -44,6 +45,7 @@ def neighbours(lattice: Lattice, distances: int) -> Neighbours:
     chosen &= (entries < 0)[:, None]
     counts = chosen.sum(1)
     return Neighbours(
+        levels,
         np.ascontiguousarray(digits.T.astype(np.float32)),
         entries,
         (np.cumsum(counts) - counts).astype(np.int32),

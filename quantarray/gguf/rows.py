@@ -44,7 +44,7 @@ def encode_plain(operation: str, x: Array, name: str, nonfinite: str, xp: Namesp
     if checked:
         arguments.check_finite(operation, x, xp)
     limit = LARGEST[_PLAIN[name]]
-    with np.errstate(all="ignore"):
+    with _xp.quietly(xp):
         if nonfinite == "saturate":
             x = _xp.cast(x, "float32", xp)
             x = _xp.clip(_xp.where(xp.isnan(x), 0.0, x, xp), -limit, limit, xp)
@@ -87,6 +87,11 @@ def encode(
     weights = None
     if importance is not None:
         weights = _importance(operation, importance, x, xp)
+    elif record.importance == "needed":
+        raise QuantArrayError(
+            f"{operation}: importance=None: {record.name} is encoded with importances only: "
+            "expected real numbers, such as those of an importance matrix"
+        )
     if 0 in shape:
         return xp.zeros(size, dtype=xp.uint8, device=_xp.beside(x))
     rows = xp.reshape(x, (math.prod(shape[:-1]), shape[-1]))
@@ -115,7 +120,7 @@ def _importance(operation: str, importance: Any, x: Array, xp: Namespace) -> Arr
         target = shape if rows else (1, shape[-1])
         if not _xp.dtype_name(found.dtype).startswith(_REAL):
             raise TypeError("no real numbers")
-        with np.errstate(over="ignore"):  # what is more than float32 holds is refused as Inf
+        with _xp.quietly(xp):  # what is more than float32 holds is refused as Inf
             found = xp.broadcast_to(xp.astype(found, xp.float32), target)
     except Exception as failure:  # each library has its own, for what it cannot take
         raise QuantArrayError(
@@ -151,7 +156,7 @@ def _encode(
     if checked:
         arguments.check_finite(operation, x if shape is None else xp.reshape(x, shape), xp)
         _check_float32(operation, x, xp)
-    with np.errstate(all="ignore"):  # what is not finite is looked for in the result
+    with _xp.quietly(xp):  # what is not finite is looked for in the result
         if nonfinite == "saturate":
             x = _saturated(_xp.cast(x, "float32", xp), record, xp)
         data = generic.encode(x, importance, record, xp)
@@ -242,7 +247,7 @@ def _decode(rows: Array, record: Record, dtype: str, out: Array | None, xp: Name
 
 
 def _values(rows: Array, record: Record, dtype: str, xp: Namespace) -> Array:
-    with np.errstate(all="ignore"):  # hostile scales
+    with _xp.quietly(xp):  # hostile scales
         return narrowed(values.decode(rows, record, xp), dtype, xp)
 
 

@@ -14,6 +14,8 @@ from quantarray import _xp
 from quantarray._xp import Array, Namespace
 from quantarray.arithmetic import Arithmetic
 
+Floats = np.ndarray[tuple[int], np.dtype[np.float32]]
+
 # Below this magnitude a group counts as zeros.
 LEAST = 1e-15
 
@@ -115,8 +117,7 @@ def signed(x: Array, most: int, weights: Array, math_: Arithmetic) -> tuple[Arra
 
     product, square = fit(inverse)
     scale = _ratio(product, square, square != 0, math_)
-    steps = np.asarray([*range(-9, 0), *range(1, 10)], np.float32)
-    tried = xp.asarray(-(most + np.float32(0.1) * steps), device=_xp.beside(x))
+    tried = xp.asarray(-_around(most, 9), device=_xp.beside(x))
     start = scale, math_.multiply(scale, product), inverse
     (scale, _, inverse), _ = _xp.scan(attempt, start, (tried,), xp)
     codes = round_(inverse) + most
@@ -128,6 +129,20 @@ def _chosen(
 ) -> tuple[Array, ...]:
     """Select what was found where that is better."""
     return tuple(_xp.where(where, a, b, xp) for a, b in zip(found, state, strict=True))
+
+
+@_xp.constant
+def _around(most: int, steps: int) -> Floats:
+    """Give the tenths around a number, some on either side of it."""
+    each = np.asarray([*range(-steps, 0), *range(1, steps + 1)], np.float32)
+    return np.float32(0.1) * each + np.float32(most)
+
+
+@_xp.constant
+def _dividends(how: Affine) -> Floats:
+    """Give what a group's range is divided into, by each try."""
+    f = np.float32
+    return f(how.start) + f(how.step) * np.arange(how.steps + 1, dtype=f) + f(how.most)
 
 
 def _ratio(a: Array, b: Array, where: Array, math_: Arithmetic) -> Array:
@@ -277,11 +292,9 @@ def affine(x: Array, weights: Array, how: Affine, math_: Arithmetic) -> tuple[Ar
         better = fits & (found < best)
         return _chosen(better, (found, here, lowest, tried), state, xp), None
 
-    f = np.float32
-    steps = f(how.start) + f(how.step) * np.arange(how.steps + 1, dtype=f) + f(how.most)
     start = best, scale, least, codes
     (_, scale, least, codes), _ = _xp.scan(
-        attempt, start, (xp.asarray(steps, device=_xp.beside(x)),), xp
+        attempt, start, (xp.asarray(_dividends(how), device=_xp.beside(x)),), xp
     )
     return (
         _xp.where(empty, 0.0, scale, xp),
@@ -316,8 +329,7 @@ def positive(x: Array, most: int, weights: Array, math_: Arithmetic) -> tuple[Ar
         found = error(math_.reciprocal(here), codes)
         return _chosen(found < state[0], (found, here), state, xp), None
 
-    steps = np.float32(0.1) * np.asarray((-4, -3, -2, -1, 1, 2, 3, 4), np.float32) + most
-    tried = xp.asarray(steps, device=_xp.beside(x))
+    tried = xp.asarray(_around(most, 4), device=_xp.beside(x))
     (_, inverse), _ = _xp.scan(attempt, (best, inverse), (tried,), xp)
     codes = xp.minimum(nearest(math_.multiply(inverse, x), xp), xp.full_like(x, most))
     sums = _sums(x, codes, weights, math_)
@@ -376,7 +388,11 @@ def codebook(x: Array, values: tuple[float, ...], weights: Array, math_: Arithme
 
 def place(x: Array, values: tuple[float, ...], xp: Namespace) -> Array:
     """Give the index of the nearest value, of two as near the larger: `best_index_int8`."""
+    return _xp.count_below(xp.asarray(_below_middles(values), device=_xp.beside(x)), x, xp)
+
+
+@_xp.constant
+def _below_middles(values: tuple[float, ...]) -> Floats:
+    """Give the largest float32 below the middle of each two neighbours."""
     table = np.asarray(values, np.float32)
-    middles = (table[1:] + table[:-1]) / 2
-    below = xp.asarray(np.nextafter(middles, np.float32(-np.inf)), device=_xp.beside(x))
-    return _xp.count_below(below, x, xp)
+    return np.nextafter((table[1:] + table[:-1]) / 2, np.float32(-np.inf))

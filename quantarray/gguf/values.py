@@ -9,8 +9,6 @@ from quantarray.records import Record
 from quantarray.scheme import Packing
 
 _PLAIN = Packing()
-# Scales may be Inf, and codes of scales 0.
-_of_any_bytes = np.errstate(invalid="ignore", over="ignore")
 
 
 def blocks_of(data: Array, record: Record, xp: Namespace) -> Array:
@@ -19,7 +17,6 @@ def blocks_of(data: Array, record: Record, xp: Namespace) -> Array:
     return xp.reshape(data, (*head, size // record.size, record.size))
 
 
-@_of_any_bytes
 def scales(blocks: Array, record: Record, xp: Namespace) -> Array:
     """Give the scale of every group: float32, shape (..., blocks, groups)."""
     found = None
@@ -28,11 +25,11 @@ def scales(blocks: Array, record: Record, xp: Namespace) -> Array:
         found = _xp.lookup(table, fields.read(blocks, record.scales, xp), xp)
     if record.base:
         base = fields.half_to_value(fields.read(blocks, record.base, xp), xp)
-        found = base if found is None else _xp.multiply(base, found, xp)
+        with _xp.quietly(xp):  # Inf times 0
+            found = base if found is None else _xp.multiply(base, found, xp)
     return found
 
 
-@_of_any_bytes
 def offsets(blocks: Array, record: Record, xp: Namespace) -> Array | None:
     """Give what is added to every group, or None: float32, shape (..., blocks, groups)."""
     if not record.offset:
@@ -41,7 +38,8 @@ def offsets(blocks: Array, record: Record, xp: Namespace) -> Array | None:
     if not record.mins:
         return base
     mins = xp.astype(fields.read(blocks, record.mins, xp), xp.float32)
-    return -_xp.multiply(base, mins, xp)
+    with _xp.quietly(xp):
+        return -_xp.multiply(base, mins, xp)
 
 
 def codes(blocks: Array, record: Record, xp: Namespace) -> Array:

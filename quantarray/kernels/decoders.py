@@ -68,7 +68,7 @@ def decoder(scheme: Scheme, original: str, dtype: str) -> tuple[Decoder, Numbers
     width = element.bits if simple else 8
     limit = min(LARGEST[working], LARGEST[dtype])
     least, most, resolution = codec.limits_of(element)
-    kind = _byte_kind(plain, width)
+    kind = _byte_kind(plain, width, excess=simple and scheme.packing.excess)
     plan = Decoder(
         kind=kind,
         width=width,
@@ -94,8 +94,9 @@ TABLE_SIZE = 2048
 _NARROWER = {"float32": ("float32", "bfloat16", "float16"), "float64": ("float64",)}
 
 
-def _byte_kind(element: NumberFormat, width: int) -> int:
-    if width == 8 and isinstance(element, Integer) and element.plain and element.bits == 8:
+def _byte_kind(element: NumberFormat, width: int, excess: bool) -> int:
+    whole = width == 8 and not excess
+    if whole and isinstance(element, Integer) and element.plain and element.bits == 8:
         return SIGNED if element.signed else UNSIGNED
     return TABLE if 8 % width == 0 else BITS
 

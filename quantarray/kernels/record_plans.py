@@ -2,7 +2,6 @@
 
 import functools
 import math
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -132,7 +131,7 @@ def decoder(record: Record) -> tuple[Numbers, Numbers, tuple[Numbers, ...]]:
         has_mins=bool(record.mins),
     )
     entries = record.elements // (lattice.width if lattice else 1)
-    deltas = tuple(replace(run, left=_DELTA) for run in record.deltas)
+    deltas = tuple(run._replace(left=_DELTA) for run in record.deltas)
     fields = [
         *_runs(CODES, record.codes + deltas, entries),
         *_runs(SIGNS, record.signs, record.elements // 8),

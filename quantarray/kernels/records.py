@@ -43,7 +43,7 @@ def encode(
     dtype = dtype or x.dtype.name
     rows, blocks = x.shape[0], x.shape[1] // record.elements
     used = None
-    if importance is not None and record.importance == "used":
+    if importance is not None and record.importance in ("used", "needed"):
         used = np.ascontiguousarray(importance, np.float32)
     kernel = _kernel(record, used)
     if kernel is None:
@@ -167,8 +167,10 @@ Kernel = Callable[[Numbers, str, Numbers | None, Record, Numbers, int, int], boo
 
 def _kernel(record: Record, importance: Numbers | None) -> Kernel | None:
     """Give what encodes a share of the blocks, if there is anything."""
-    if record.importance == "decode only":
+    if record.importance == "decode only" or (record.importance == "needed" and importance is None):
         return None
+    if record.lattice is not None:
+        return _encode_lattice
     if record.name in RULES and importance is None:
         return _encode_rows
     return _search_rows
@@ -194,6 +196,31 @@ def _encode_rows(
         start = begin * record.size
         target = data[start : start + some.size // record.elements * record.size]
         if not record_encode.encode(plan, runs, nearly(), elements, target):
+            return False
+    return True
+
+
+def _encode_lattice(
+    x: Numbers,
+    dtype: str,
+    importance: Numbers | None,
+    record: Record,
+    out: Numbers,
+    first: int,
+    last: int,
+) -> bool:
+    from quantarray.kernels import lattice_plans
+
+    loop, plan, near = lattice_plans.encoder(record, importance is not None)
+    weights = np.empty(0, np.float32) if importance is None else memory.flat(importance)
+    data, whole = out.reshape(-1, record.size), PIECE // record.elements
+    for begin, some in _pieces(x, record.elements, whole, first, last, PIECE):
+        elements = some
+        if dtype != "float32":
+            elements = np.empty(some.size, np.float32)
+            record_encode.widen(some.view(_BITS_OF[dtype]), elements)
+        end = begin + some.size // record.elements
+        if not loop(plan, near, elements, weights, begin * record.elements, data[begin:end]):
             return False
     return True
 
