@@ -4,6 +4,7 @@ The rest of quantarray is written against the array API standard and calls these
 library differs from it. Each quirk states its reason.
 """
 
+from quantarray._xp.bits import bits_float, float_bits, join_bits, join_bytes, split_bits
 from quantarray._xp.libraries import (
     BACKENDS,
     Array,
@@ -36,27 +37,23 @@ from quantarray._xp.libraries import (
 )
 from quantarray._xp.native import native_view
 from quantarray._xp.operations import (
-    bits_float,
     cast,
     clip,
     contiguous,
     count_below,
     divide,
     extremes,
-    float_bits,
     flush,
     in_order,
-    join_bits,
-    join_bytes,
     lookup,
     matmul,
     multiply,
     nearest_magnitude,
     ordered_sum,
     quietly,
+    reciprocal,
     round_to,
     scan,
-    split_bits,
     sqrt,
     where,
 )
@@ -104,6 +101,7 @@ __all__ = [
     "nearest_magnitude",
     "ordered_sum",
     "quietly",
+    "reciprocal",
     "register_pytree",
     "residence",
     "round_to",

@@ -83,8 +83,7 @@ def write(
 
     def stored() -> Iterator[tuple[str, Stored]]:
         for entry in planned:
-            (value,) = produce(entry).values()
-            yield entry.name, value
+            yield entry.name, next(iter(produce(entry).values()))  # no name holds it then
             done(entry)
 
     gguf.write(path, metadata, specs, stored())

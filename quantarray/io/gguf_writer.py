@@ -77,6 +77,7 @@ def write(
             start = len(header) + offsets[name]
             output.write_at(start, data)
             output.write_at(start + len(data), bytes(-len(data) % alignment))
+            del value, data  # before the next one is made
         if missing:
             raise QuantArrayError(f"tensor '{escape(next(iter(missing)))}' was not given")
 

@@ -191,6 +191,8 @@ def write(
                 piece = data[at : at + _PIECE]
                 sums[name] = checksum(piece, sums[name])
                 output.write_at(base + offsets[name] + at, piece)
+                del piece
+            del value, data  # before the next one is made
         if missing:
             raise QuantArrayError(f"tensor '{escape(min(missing))}' was not given")
         header = _header(specs, offsets, metadata(sums))

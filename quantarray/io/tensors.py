@@ -218,8 +218,7 @@ def write(
 
     def stored() -> Iterator[tuple[str, Stored]]:
         for entry in entries:
-            for part, value in produce(entry).items():
-                yield entry.stored(part), value
+            yield from ((entry.stored(part), value) for part, value in produce(entry).items())
             done(entry)
 
     safetensors.write(path, specs, stored(), own)
