@@ -54,7 +54,7 @@ class Arithmetic:
 
     def reciprocal(self, x: Array, times: float = 1.0) -> Array:
         """Give ``times * (1 / x)``, or almost the largest number if that is larger."""
-        inverse = self.divide(self.xp.ones_like(x), x)
+        inverse = self.rounded(_xp.reciprocal(x, self.xp))
         if times == 1:
             return inverse
         bound = self.limit / times * (1 - 2**-22)  # whose product does not round to Inf

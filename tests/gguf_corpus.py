@@ -7,7 +7,8 @@ import ml_dtypes
 import numpy as np
 from helpers import SESSION
 
-from quantarray import gguf
+import quantarray as qa
+from quantarray import QuantizedArray, gguf
 from quantarray.records import RECORDS
 
 COLUMNS = 512
@@ -18,10 +19,12 @@ NEEDED = tuple(name for name in ENCODED if RECORDS[name].importance == "needed")
 # Of each way to encode, one; and what JAX is tried on, which compiles every operation of the others
 # anew: all types are under jax.jit in test_gguf_lazy.py.
 FEW = ("Q8_0", "Q4_1", "Q3_K", "Q4_K", "IQ4_XS", "NVFP4")
-TRIED = FEW if SESSION == "jax" else ENCODED
+TRIED = ("Q8_0", "Q4_1", "Q4_K", "NVFP4") if SESSION == "jax" else ENCODED
 TAKEN_APART = (*FEW, "TQ1_0", "MXFP4", "IQ3_XXS", "IQ1_M") if SESSION == "jax" else tuple(RECORDS)
 # Those without a float16 that could be NaN.
 NO_NAN = ("MXFP4", "NVFP4")
+SCHEMES = tuple(f"gguf:{name.lower()}" for name in RECORDS)
+PRESETS = tuple(name for name in qa.schemes() if qa.scheme(name).record is not None)
 PLAIN = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
@@ -101,3 +104,10 @@ def any_bytes(name):
 def blocks_of(data, name):
     """View bytes of NumPy as blocks: (row, block, bytes)."""
     return data.reshape(len(data), -1, RECORDS[name].size)
+
+
+def decoded(name):
+    """Give an array of any bytes, of NumPy."""
+    return QuantizedArray.from_parts(
+        {"data": any_bytes(name)}, qa.scheme(f"gguf:{name.lower()}"), rows().shape, "float32"
+    )

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.backend_independent
 # A room imports rooms of lower levels, and of its own level only those before it.
 LEVELS = (
     ("errors", "tables", "codebooks", "lattices", "formats", "runs", "records"),
-    ("schema", "choices", "scheme", "presets", "overrides", "_xp"),
+    ("schema", "choices", "scheme", "presets", "overrides", "_xp", "lattice_tables"),
     ("arguments", "arithmetic", "blocks", "sums", "counter", "codec"),
     ("parameters", "levels", "scales", "packing", "indexing", "parts", "task", "storage"),
     ("kernels", "gguf", "cast", "pipeline", "decoder", "translate", "repack", "native"),

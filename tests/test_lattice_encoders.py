@@ -13,9 +13,9 @@ from helpers import assert_same, device_of, to_backend
 import quantarray as qa
 from quantarray import _xp, gguf, lattices
 from quantarray.gguf import generic
-from quantarray.gguf.lattice_encoders import LATTICE_ENCODERS, SEARCHES
-from quantarray.gguf.lattice_tables import neighbours
+from quantarray.gguf.lattice_encoders import LATTICE_ENCODERS
 from quantarray.kernels import records
+from quantarray.lattice_tables import SEARCHES, neighbours
 from quantarray.presets import DECODABLE, PRESETS
 from quantarray.records import RECORDS
 
@@ -95,7 +95,8 @@ def test_errors_are_small(name, important):
     x = random.standard_normal((16, 512)).astype(np.float32)
     importance = np.ones(512, np.float32) if important else None
     found = gguf.decode(gguf.encode(x, name, importance), name)
-    assert np.mean((found - x) ** 2) < ERRORS[name] * np.mean(x**2)
+    # Without importances large elements count more than they do here.
+    assert np.mean((found - x) ** 2) < (1 if important else 1.4) * ERRORS[name] * np.mean(x**2)
 
 
 @alone
@@ -128,6 +129,24 @@ def test_loops_give_the_bytes_of_the_array_api(name, important):
     given = importance if important else None
     found = records.encode(x, RECORDS[name], importance[None, :] if important else None)
     np.testing.assert_array_equal(found, encode(x, name, given))
+
+
+@alone
+@each_search
+def test_loops_decline_what_overflows(name, important):
+    x, importance = example()
+    for size in (1e5, 1e13, 1e19, 1e30):
+        for more in (1, 1e38) if important else (1,):
+            given = importance * np.float32(more) if important else None
+            expected = encode(x * np.float32(size), name, given)
+            with np.errstate(over="ignore"):
+                found = records.encode(
+                    x * np.float32(size), RECORDS[name], given if given is None else given[None, :]
+                )
+            if found is None:
+                assert np.isnan(gguf.decode(expected, name)).any()
+            else:
+                np.testing.assert_array_equal(found, expected)
 
 
 @alone
@@ -171,7 +190,7 @@ def test_other_dtypes_are_encoded_as_float32(name, dtype):
 def test_what_is_not_finite_stays_in_its_block(name):
     x, importance = example()
     expected = gguf.decode(gguf.encode(x, name, importance), name)
-    for bad in (np.nan, np.inf, 3e38):
+    for bad in (np.nan, np.inf, 1e9):
         x[5, 300] = bad
         data = gguf.encode(x, name, importance, nonfinite="propagate")
         found = gguf.decode(data, name)
@@ -193,7 +212,7 @@ def test_groups_of_zeros_crowd_those_after_them():
 
 @each_search
 def test_every_backend_gives_the_bytes_of_numpy(xp, name, important):
-    x, importance = example(4, 512)
+    x, importance = example(5, 512)
     given = importance if important else None
     found = gguf.encode(to_backend(x, xp), name, None if given is None else to_backend(given, xp))
     assert_same(found, gguf.encode(x, name, given), xp)
@@ -204,7 +223,7 @@ def test_the_array_api_gives_the_bytes_of_numpy(xp, name):
     """Without loops, and traced by JAX, which compiles each of its steps otherwise."""
     if _xp.backend(xp) == "dask":
         pytest.skip("its graph of all steps takes minutes")
-    x, importance = example(4, 512)
+    x, importance = example(5, 512)
 
     def run(x, importance):
         return encode(x, name, importance, xp)

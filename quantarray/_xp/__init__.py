@@ -39,6 +39,7 @@ from quantarray._xp.native import native_view
 from quantarray._xp.operations import (
     cast,
     clip,
+    compiles_shapes,
     contiguous,
     count_below,
     divide,
@@ -69,6 +70,7 @@ __all__ = [
     "cached",
     "cast",
     "clip",
+    "compiles_shapes",
     "constant",
     "contiguous",
     "count_below",

@@ -178,6 +178,11 @@ def scan(
     return carry, None if results[-1] is None else xp.stack(results, axis=0)
 
 
+def compiles_shapes(xp: Namespace) -> bool:
+    """Tell whether a library compiles its operations anew for each shape."""
+    return bool(xp.__name__ == JAX)
+
+
 def quietly(xp: Namespace) -> AbstractContextManager[None]:
     """Give a context in which NumPy warns of nothing."""
     if xp.__name__ == TORCH:  # which never warns, and whose compiler traces no np.errstate

@@ -6,7 +6,7 @@ once.
 
 import functools
 from collections.abc import Iterator
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -16,38 +16,9 @@ from quantarray.arithmetic import Arithmetic
 from quantarray.gguf import lattice_ternary, search
 from quantarray.gguf.block import Blocks, Encoder, Fields
 from quantarray.gguf.lattice_search import entries_of, settled, shared
-from quantarray.gguf.lattice_tables import Neighbours, neighbours
-from quantarray.gguf.lattice_ternary import TERNARY
 from quantarray.gguf.search import total
+from quantarray.lattice_tables import SEARCHES, TERNARY, Neighbours, Search, factors, neighbours
 from quantarray.records import RECORDS
-
-Floats = np.ndarray[tuple[int], np.dtype[np.float32]]
-
-
-class Search(NamedTuple):
-    """How a type looks for scales and entries."""
-
-    distances: int  # of how many different ones from a point entries are looked at
-    tries: int  # scales to try, on either side of the one of the largest element
-    step: float
-    least: float  # below it the largest element of a group makes it zeros, as 0 does
-    # What counts without importances: the squares of elements, beside these of their block's.
-    typical: float = 0.0
-    energy: float = 2.0
-    times: float = 1.0  # what the scale of a block is multiplied by in the end
-    # Which points are rounded again with the scale found: those off the lattice, all of a group
-    # that has such, or all.
-    again: Literal["off", "any off", "all"] = "off"
-    positive: bool = False  # whether scales to try come from `search.positive`
-    cleared: bool = True  # whether nothing is stored where all scales are 0
-    crowded: bool = False  # see `_crowded`
-
-
-@_xp.constant
-def factors(how: Search, levels: int) -> Floats:
-    """Give what the largest elements of groups become, by each try."""
-    steps = np.arange(-how.tries, how.tries + 1, dtype=np.float32)
-    return np.float32(2 * levels - 1) + steps * np.float32(how.step)
 
 
 def _signed(blocks: Blocks, *, how: Search) -> Fields:
@@ -188,15 +159,6 @@ def _crowded(fields: Array, empty: Array, least: int, xp: Namespace) -> Array:
     here = xp.astype(xp.expand_dims(rank, 0) == to, xp.int32) * given
     moved = xp.sum(xp.expand_dims(low, 1) * here, axis=2, dtype=xp.int32)
     return moved | high
-
-
-SEARCHES = {
-    "IQ2_XXS": Search(2, 6, 0.1, 1e-15, energy=1.0, again="all", positive=True),
-    "IQ2_XS": Search(2, 9, 0.1, 1e-15, energy=1.0),
-    "IQ2_S": Search(1, 9, 0.1, 1e-8, 0.25, times=0.9875, cleared=False),
-    "IQ3_XXS": Search(2, 15, 0.2, 1e-8, times=1.0125),
-    "IQ3_S": Search(3, 9, 0.2, 0.0, times=1.033, again="any off", cleared=False, crowded=True),
-}
 
 
 def _encoders() -> Iterator[tuple[str, tuple[Encoder | None, Encoder]]]:

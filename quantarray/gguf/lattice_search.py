@@ -11,8 +11,8 @@ import numpy as np
 from quantarray import _xp
 from quantarray._xp import Array, Namespace
 from quantarray.arithmetic import Arithmetic
-from quantarray.gguf.lattice_tables import Neighbours
 from quantarray.gguf.search import nearest, total
+from quantarray.lattice_tables import Neighbours
 
 # Entries that are looked at together, and the largest number, which no distance C takes exceeds.
 _TOGETHER = 4
@@ -21,7 +21,7 @@ _LARGEST = float(np.finfo(np.float32).max)
 
 def shrinks(x: Array, xp: Namespace) -> bool:
     """Tell whether loops are to leave out, step by step, what is done."""
-    return _xp.is_concrete(x, xp) and _xp.backend(xp) != "jax"  # which compiles for each shape
+    return _xp.is_concrete(x, xp) and not _xp.compiles_shapes(xp)
 
 
 def points(x: Array, near: Neighbours, xp: Namespace) -> Array:

@@ -3,7 +3,7 @@
 Elements in ascending order are split in three, at the two places that fit best.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -12,30 +12,15 @@ from quantarray._xp import Array, Namespace
 from quantarray.arithmetic import Arithmetic
 from quantarray.gguf.block import Blocks, Fields
 from quantarray.gguf.lattice_search import entries_of, settled, shared, shrinks
-from quantarray.gguf.lattice_tables import neighbours
 from quantarray.gguf.search import total
+from quantarray.lattice_tables import Ternary, neighbours
 
 _LARGEST = float(np.finfo(np.float32).max)
 # What is added to -1, 0 and 1.
 _DELTAS = (0.125, -0.125)
 
 
-class Search(NamedTuple):
-    """How a type looks for scales and entries."""
-
-    least: float  # below it the largest magnitude of a group makes it zeros
-    times: float  # what the scale of a block is multiplied by in the end
-    parts: int  # of a group, which have a delta each
-    again: bool  # whether the scale of a block is fitted to all of its elements
-
-
-TERNARY = {
-    "IQ1_S": Search(1e-12, 1.125, 1, again=False),
-    "IQ1_M": Search(1e-7, 1.1125, 2, again=True),
-}
-
-
-def encode(blocks: Blocks, *, how: Search) -> Fields:
+def encode(blocks: Blocks, *, how: Ternary) -> Fields:
     """IQ1_S, IQ1_M."""
     xp, math_, record = blocks.math_.xp, blocks.math_, blocks.record
     assert record.lattice is not None

@@ -13,7 +13,7 @@ from quantarray.kernels.bits import as_bits
 from quantarray.kernels.compiling import compiled, entry, inlined
 from quantarray.kernels.decode import narrowed
 
-# Which points are rounded again with the scale found: `gguf.lattice_encoders.Search.again`.
+# Which points are rounded again with the scale found: `lattice_tables.Search.again`.
 OFF, ANY_OFF, ALL = range(3)
 
 _LARGEST = np.float32(np.finfo(np.float32).max)
@@ -307,7 +307,7 @@ def encode_signed(plan: Any, near: Any, given: Any, importance: Any, first: int,
     Returns
     -------
     bool
-        False where an element is not finite, or a scale is more than float16 holds.
+        False where an element is not finite, or a scale is NaN or more than float16 holds.
     """
     p = plan[0]
     x, weights = np.empty(p.elements, np.float32), np.empty(p.elements, np.float32)
@@ -353,6 +353,8 @@ def encode_signed(plan: Any, near: Any, given: Any, importance: Any, first: int,
                 scale = -scale
                 for k in range(signs):
                     bits[k] ^= flip
+            if scale != scale:  # C makes an end of the process
+                return False
             for k in range(points):
                 found = entry_of(near, digits[k * p.width : (k + 1) * p.width], p.levels)
                 fields[to * points + k] |= found & np.int32(255)

@@ -6,13 +6,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from quantarray.gguf.lattice_encoders import SEARCHES, factors
-from quantarray.gguf.lattice_tables import neighbours
-from quantarray.gguf.lattice_ternary import TERNARY
 from quantarray.kernels import lattice_loops
 from quantarray.kernels.lattice_ternary import encode_ternary
 from quantarray.kernels.plans import Numbers
 from quantarray.kernels.plans import record as as_record
+from quantarray.lattice_tables import SEARCHES, TERNARY, factors, neighbours
 from quantarray.records import Record, Run
 
 # The sizes of tables, which are the same for all, so that loops are compiled once.
@@ -21,7 +19,7 @@ _AGAIN = {"off": lattice_loops.OFF, "any off": lattice_loops.ANY_OFF, "all": lat
 
 
 class Plan(NamedTuple):
-    """A type of block for compiled loops: see `gguf.lattice_encoders.Search`."""
+    """A type of block for compiled loops: see `lattice_tables.Search`."""
 
     elements: int
     groups: int

@@ -163,6 +163,8 @@ def encode_ternary(plan: Any, near: Any, given: Any, importance: Any, first: int
                     square = square + weight[i] * value * value
             if not on and product > zero and square > zero:
                 scale = product / square
+            if scale != scale:  # C makes an end of the process
+                return False
             scales[g] = scale
         base = share(p, scales, codes)
         if scales.max() == zero:

@@ -190,7 +190,7 @@ def _integers(p: Any, work: Any, multiply: bool, factor: Any, zero: Any, codes: 
         if after:
             rounded += zero[i]
         codes[i] = np.uint8(np.int32(min(max(rounded + origin, low), high)))
-    if mask != 255:
+    if mask != 255 or excess:
         for i in range(codes.size):
             codes[i] = (codes[i] & mask) ^ excess
 
