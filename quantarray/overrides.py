@@ -15,8 +15,8 @@ def schemes() -> tuple[str, ...]:
     Returns
     -------
     tuple of str
-        Every name that `quantize` takes. `scheme` takes those of ggml's types that can only be
-        decoded, too.
+        Every name that `quantize` takes. `scheme` takes those of ggml's types that need
+        importances, too.
     """
     return tuple(PRESETS)
 

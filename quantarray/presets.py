@@ -333,13 +333,13 @@ PRESETS: dict[str, Scheme] = {
         _signs("st:binary", centred=True),
         _signs("st:ubinary", centred=False),
         *(_faiss(bits) for bits in (4, 8)),
-        *(_gguf(r) for r in RECORDS.values() if r.importance in ("ignored", "used")),
+        *(_gguf(r) for r in RECORDS.values() if r.importance != "needed"),
     )
 }
 
-# What files hold and no scheme encodes: what `gguf.encode` needs importances for, or cannot encode.
+# What files hold and `quantize` does not encode: what `gguf.encode` needs importances for.
 DECODABLE: dict[str, Scheme] = {
     f"gguf:{name.lower()}": _gguf(record)
     for name, record in RECORDS.items()
-    if record.importance in ("needed", "decode only")
+    if record.importance == "needed"
 }

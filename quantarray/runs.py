@@ -71,7 +71,7 @@ class Record:
     # Of each entry: 0 adds an eighth to its values, 1 subtracts it.
     deltas: Runs = ()
     # What a vector of importances does to encoding.
-    importance: Literal["ignored", "used", "needed", "decode only"] = "used"
+    importance: Literal["ignored", "used", "needed"] = "used"
 
     @property
     def groups(self) -> int:

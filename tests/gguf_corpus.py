@@ -13,7 +13,7 @@ from quantarray.records import RECORDS
 
 COLUMNS = 512
 # Block types that can be encoded, and those whose encoders look at importances, or need them.
-ENCODED = tuple(name for name in gguf.ENCODABLE if name in RECORDS)
+ENCODED = tuple(name for name in gguf.TYPES if name in RECORDS)
 SEARCHED = tuple(name for name in ENCODED if RECORDS[name].importance in ("used", "needed"))
 NEEDED = tuple(name for name in ENCODED if RECORDS[name].importance == "needed")
 # Of each way to encode, one; and what JAX is tried on, which compiles every operation of the others

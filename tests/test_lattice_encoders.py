@@ -318,9 +318,15 @@ if os.environ.get("QUANTARRAY_ORACLES"):
         yield "tiny", plain * 1e-25
         yield "scattered", 10.0 ** random.uniform(-12, 12, COLUMNS)
 
+    def _require(name):
+        """Leave out what this release of ggml encodes otherwise than later ones do."""
+        if name == "IQ1_M" and ggml.version() == "0.13.1":
+            pytest.skip("ggml 0.13.1 has other bytes of IQ1_M than 0.25.3, whose ours are")
+
     @alone
     @each_search
     def test_no_byte_differs_from_c(name, important):
+        _require(name)
         record, wrong = RECORDS[name], []
         for kind, array in _arrays():
             x = np.ascontiguousarray(array, np.float32)
@@ -348,6 +354,7 @@ if os.environ.get("QUANTARRAY_ORACLES"):
 
         from safetensors import safe_open
 
+        _require(name)
         record, random = RECORDS[name], np.random.default_rng(3)
         path = Path(CHECKPOINT.origin).parent / "model" / "model.safetensors"
         with safe_open(path, "numpy") as file:

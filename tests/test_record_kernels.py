@@ -192,7 +192,7 @@ def test_no_blocks(name):
     for shape in ((0, record.elements), (3, 0)):
         data = np.zeros((shape[0], shape[1] // record.elements * record.size), np.uint8)
         assert records.decode(data, record, "float16").shape == shape
-        if record.importance != "decode only":
+        if record.importance != "needed":
             assert records.encode(np.zeros(shape, F), record).shape == data.shape
 
 
@@ -216,9 +216,9 @@ def test_what_is_declined(name):
         assert records.encode(np.full((1, 32), 65519, F), record) is not None
 
 
-def test_types_that_are_only_decoded_are_declined():
+def test_types_that_need_importances_are_declined_without():
     for record in RECORDS.values():
-        if record.importance == "decode only":
+        if record.importance == "needed":
             assert records.encode(np.zeros((1, 256), F), record) is None
 
 

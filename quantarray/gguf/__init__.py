@@ -6,11 +6,9 @@ from quantarray import _xp, arguments
 from quantarray._xp import Array
 from quantarray.errors import QuantArrayError, choice, short
 from quantarray.gguf import fields, plain, rows, values
-from quantarray.gguf.encoders import ENCODERS
 from quantarray.records import RECORDS, Record
 
 TYPES = (*RECORDS, *plain.WIDTHS)
-ENCODABLE = (*ENCODERS, *plain.WIDTHS)
 
 
 def encode(
@@ -24,11 +22,11 @@ def encode(
         In any array library. Its last axis holds whole blocks: a multiple of 256 elements for the
         K and IQ types (but IQ4_NL), of 32, 64 or 128 for the others.
     type : str
-        A name of `ENCODABLE`, such as "Q4_K", in any case; F32, F16 and BF16 too.
+        A name of `TYPES`, such as "Q4_K", in any case; F32, F16 and BF16 too.
     importance : array, optional
         What the error of each element counts, not negative, in a shape that broadcasts to that of
         `x`: one vector for all rows, as llama.cpp's importance matrices have. Types without a
-        search ignore it, as ggml does.
+        search ignore it, as ggml does; IQ2_XXS, IQ2_XS and IQ1_S need it.
     nonfinite : {"raise", "propagate", "saturate"}
         What becomes of NaN and Inf: as for `quantize`.
 

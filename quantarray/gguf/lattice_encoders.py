@@ -91,7 +91,7 @@ def _scales(
     weighted = math_.multiply(weights, x)
     if how.positive:
         scale, _ = search.positive(x, near.levels + 1, weights, math_)
-        fits = math_.multiply(scale, float(near.levels)) > 0
+        fits = ~(math_.multiply(scale, float(near.levels)) <= 0)  # NaN, which makes no float16
         scale = _xp.where(fits, scale, 1.0, xp)
         largest = math_.multiply(scale, float(near.levels))
     else:

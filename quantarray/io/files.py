@@ -142,6 +142,37 @@ def atomic_writer(path: Path) -> Iterator[Output]:
         raise
 
 
+@contextmanager
+def folder(path: Path) -> Iterator[None]:
+    """Make a folder for files to be written in the block, if there is none.
+
+    If the block ends with an error, and nothing was written, the folder it made is removed.
+
+    Raises
+    ------
+    QuantArrayError
+        It is no folder, or the one that it would be in does not exist.
+    OSError
+        As the operating system says.
+    """
+    text, made = checked(path), True
+    try:
+        call(os.mkdir, text)
+    except FileExistsError:
+        made = False
+    except (FileNotFoundError, NotADirectoryError):
+        raise QuantArrayError(f"{escape(text, None)}: its parent folder does not exist") from None
+    if not os.path.isdir(text):
+        raise QuantArrayError(f"{escape(text, None)}: not a folder")
+    try:
+        yield
+    except BaseException:
+        if made:
+            with suppress(OSError):
+                os.rmdir(text)
+        raise
+
+
 def _create(prefix: str) -> tuple[int, str]:
     """Open a new temporary file and lock it, so that a sweep knows that its writer lives."""
     while True:

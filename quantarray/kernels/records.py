@@ -167,7 +167,7 @@ Kernel = Callable[[Numbers, str, Numbers | None, Record, Numbers, int, int], boo
 
 def _kernel(record: Record, importance: Numbers | None) -> Kernel | None:
     """Give what encodes a share of the blocks, if there is anything."""
-    if record.importance == "decode only" or (record.importance == "needed" and importance is None):
+    if record.importance == "needed" and importance is None:
         return None
     if record.lattice is not None:
         return _encode_lattice
