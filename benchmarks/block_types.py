@@ -4,8 +4,8 @@
 
 All of a type's rows are measured in turn, in one process. ggml's own C (of whichever package has
 it: llama-cpp-python or pywhispercpp) runs on one thread, as one call does; ours on one and on all.
-The closed forms take a 4096x4096 matrix of float32, the searches 1024x4096, the base is
-`np.copyto` of the same matrix.
+The closed forms take a 4096x4096 matrix of float32, the searches 1024x4096, and those through
+lattices 64x4096; the base is `np.copyto` of the same matrix.
 """
 
 import argparse
@@ -31,13 +31,13 @@ import ggml_library
 
 Array = Any
 BUDGET = 6.0
-ROWS = {"closed": 4096, "search": 1024}
+CLOSED, SEARCH, LATTICE = 4096, 1024, 64
 
 
 def matrix(record: Record) -> Array:
     """Give what is encoded."""
-    rows = ROWS["search" if record.importance == "used" else "closed"]
-    rows = ROWS["closed"] if record.name in ("Q4_0", "Q4_1", "Q5_0", "Q5_1") else rows
+    closed = record.importance == "ignored" or record.name in ("Q4_0", "Q4_1", "Q5_0", "Q5_1")
+    rows = LATTICE if record.lattice is not None else CLOSED if closed else SEARCH
     return np.random.default_rng(0).standard_normal((rows, 4096), dtype=np.float32)
 
 

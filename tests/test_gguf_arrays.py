@@ -27,6 +27,8 @@ from quantarray.records import RECORDS
 
 only_numpy = pytest.mark.backend_independent
 NUMPY = _xp.load("numpy")
+# JAX compiles anew for every shape.
+some = slice(None, None, 2 if SESSION == "jax" else 1)
 SOME = tuple(f"gguf:{name.lower()}" for name in (FEW[1:4] if SESSION == "jax" else FEW))
 
 
@@ -104,7 +106,7 @@ def test_decoding_to_every_dtype(xp, float_dtype, scheme):
 
 @pytest.mark.parametrize("scheme", ["gguf:q4_0", "gguf:q4_k", "gguf:mxfp4"])
 def test_empty_arrays(xp, scheme):
-    for shape in ((0, 256), (3, 0), (0,), (2, 0, 512)):
+    for shape in ((0, 256), (3, 0), (0,), (2, 0, 256)):
         q = qa.quantize(to_backend(np.zeros(shape, np.float32), xp), scheme)
         assert (q.shape, q.nbytes) == (shape, 0)
         assert np.isnan(q.bits_per_element)
@@ -112,11 +114,11 @@ def test_empty_arrays(xp, scheme):
         assert tuple(q.scale.shape) == (*shape[:-1], shape[-1] // q.scheme.record.group)
 
 
-@pytest.mark.parametrize("scheme", ["gguf:q5_1", "gguf:q6_k"])
+@pytest.mark.parametrize("scheme", ["gguf:q5_1", "gguf:q6_k"][some])
 def test_indexing(xp, scheme):
     reference = qa.quantize(rows().reshape(3, 4, 512), scheme)
     q = moved(reference, xp)
-    for key in (1, (2, -1), slice(1, 3), (slice(None), slice(None, None, 3)), ...):
+    for key in (1, (2, -1), slice(1, 3), (slice(None), slice(None, None, 3)), ...)[some]:
         assert_same_quantized(q[key], reference[key], xp, dtypes=["float32"])
         assert_same(q[key].dequantize(), reference.dequantize()[key], xp)
     assert [part.shape for part in q] == [(4, 512)] * 3
@@ -126,6 +128,7 @@ def test_indexing(xp, scheme):
             q[key]
 
 
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # Dask computes elsewhere
 @pytest.mark.parametrize("scheme", ["gguf:q4_0", "gguf:q2_k", "gguf:iq1_s"])
 def test_bytes_and_parts(xp, scheme):
     name = scheme.removeprefix("gguf:").upper()

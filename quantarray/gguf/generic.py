@@ -13,6 +13,8 @@ from quantarray.task import in_pieces
 
 # Elements that NumPy works on at a time.
 PIECE = 1 << 16
+# No scale of float16 holds larger elements, whose squares may overflow, so that C stores zeros.
+WILD = 2.0**40
 # The bits of a float16 NaN.
 _NAN = 0x7E00
 
@@ -61,7 +63,7 @@ def _encode(x: Array, importance: Array | None, record: Record, xp: Namespace) -
     x = _xp.cast(x, "float32", xp)
     math_ = Arithmetic("float32", "float32", xp)
     plain, weighted = ENCODERS[record.name]
-    finite = _by_block(xp.isfinite(x), record, xp)
+    finite = _by_block(xp.abs(x) <= WILD if record.base else xp.isfinite(x), record, xp)
     elements = _by_block(x, record, xp)
     x = _xp.where(finite, elements, 0.0, xp)
     weights = energy = None

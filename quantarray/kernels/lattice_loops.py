@@ -16,6 +16,8 @@ from quantarray.kernels.decode import narrowed
 # Which points are rounded again with the scale found: `lattice_tables.Search.again`.
 OFF, ANY_OFF, ALL = range(3)
 
+# As in `search_loops`.
+_WILD = np.int32(0x53800000)
 _LARGEST = np.float32(np.finfo(np.float32).max)
 _NOTHING = np.float32(1e-15)
 
@@ -34,7 +36,7 @@ def clamped(x: Any, top: Any) -> Any:
 
 @compiled
 def take(p: Any, given: Any, importance: Any, x: Any, weights: Any) -> bool:
-    """Copy the elements of a block, and find what they count; tell whether they are finite."""
+    """Copy the elements of a block, and find what they count; tell whether they are tame."""
     total, worst = np.float32(0), np.int32(0)
     for i in range(x.size):
         x[i] = given[i]
@@ -50,7 +52,7 @@ def take(p: Any, given: Any, importance: Any, x: Any, weights: Any) -> bool:
             weights[i] = x[i] * x[i]
             if p.typical != np.float32(0):
                 weights[i] = typical + weights[i]
-    return bool(worst < np.int32(0x7F800000))
+    return bool(worst <= _WILD)
 
 
 @compiled

@@ -30,6 +30,8 @@ from quantarray.kernels.search_lanes import (
 # What the weights of a group are: see `weigh`.
 ABS, MEAN, SQUARE, PLAIN, IMPORTANCE = range(5)
 
+# The bits of 2**40: blocks with larger elements are not encoded, as in `gguf.generic`.
+WILD = np.int32(0x53800000)
 # Groups whose largest element is below this are zero.
 NOTHING = np.float32(1e-15)
 
@@ -51,7 +53,9 @@ def _number_of(x: Any) -> Any:
 
 @entry
 def gather(memory: Any, starts: Any, tiles: Any) -> bool:
-    """Copy elements so that those of 16 blocks lie side by side; tell whether all are finite.
+    """Copy elements so that those of 16 blocks lie side by side; tell whether all are tame.
+
+    Those are finite, and at most 2**40: no scale of float16 holds larger ones.
 
     Parameters
     ----------
@@ -77,7 +81,7 @@ def gather(memory: Any, starts: Any, tiles: Any) -> bool:
             worst = max(worst, np.int32(as_bits(row[i]) & np.int32(0x7FFFFFFF)))
         for i in range(size):
             tile[i, lane] = row[i]
-    return bool(worst < np.int32(0x7F800000))
+    return bool(worst <= WILD)
 
 
 @entry
