@@ -64,7 +64,7 @@ def test_encoding_with_importance(xp, name):
     assert (expected != gguf.encode(x, name)).any()
 
 
-@pytest.mark.parametrize("name", ["Q4_0", "Q6_K"])
+@pytest.mark.parametrize("name", ["Q4_0"] if SESSION == "jax" else ["Q4_0", "Q6_K"])
 def test_importance_may_differ_from_row_to_row(xp, name):
     x, weights = rows(), np.stack([np.roll(importance(), i) for i in range(len(ROWS))])
     found = gguf.encode(to_backend(x, xp), name, to_backend(weights, xp))

@@ -104,7 +104,7 @@ def test_decoding_to_every_dtype(xp, float_dtype, scheme):
     assert_same(q.dequantize(), reference.dequantize(), xp)
 
 
-@pytest.mark.parametrize("scheme", ["gguf:q4_0", "gguf:q4_k", "gguf:mxfp4"])
+@pytest.mark.parametrize("scheme", ["gguf:q4_0", "gguf:mxfp4", "gguf:q4_k"][some])
 def test_empty_arrays(xp, scheme):
     for shape in ((0, 256), (3, 0), (0,), (2, 0, 256)):
         q = qa.quantize(to_backend(np.zeros(shape, np.float32), xp), scheme)

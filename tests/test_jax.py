@@ -10,6 +10,7 @@ from corpus import CHOICES, HELD, KINDS, corpus, poisoned
 from helpers import assert_same, assert_same_quantized, session_of, to_numpy
 
 import quantarray as qa
+from quantarray.arithmetic import Arithmetic
 
 jnp = session_of("jax")
 import jax  # noqa: E402
@@ -74,6 +75,15 @@ def test_nan_anywhere_in_a_large_array_is_refused():
         for options in ({}, {"group_size": 32}, {"channel_axis": 1}):
             with pytest.raises(qa.QuantArrayError, match="1 NaN or Inf"):
                 qa.quantize(jnp.asarray(x), "int8", **options)
+
+
+def test_reciprocals_of_quotients_are_rounded_twice():
+    """XLA would make b / a of 1 / (a / b)."""
+    x = np.random.default_rng(0).uniform(0.1, 9, 1000).astype(np.float32)
+    math_ = Arithmetic("float32", "float32", jnp)
+    found = jax.jit(lambda x: math_.reciprocal(math_.divide(jnp.full_like(x, 31.0), x)))(x)
+    assert_same(found, np.float32(1) / (np.float32(31) / x), jnp)
+    assert (to_numpy(found) != x / np.float32(31)).any()
 
 
 def test_given_parameters_may_be_traced():
