@@ -95,7 +95,7 @@ def _record_shape(record: Record, shape: tuple[int, ...]) -> tuple[int, ...]:
             f"QuantizedArray: shape {shape}: expected a last axis that is a multiple of "
             f"{record.elements}, the elements of a block of {record.name}"
         )
-    return (*shape[:-1], shape[-1] // record.elements * record.size)
+    return (*shape[:-1], record.row_bytes(shape[-1]))
 
 
 def check(parts: Mapping[str, Array], specs: Specs) -> None:

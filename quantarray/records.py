@@ -7,7 +7,7 @@ is `ggml-common.h`, and `ggml-quants.c` of llama.cpp. A new type is a new row of
 import math
 
 from quantarray import lattices
-from quantarray.formats import Codebook, Float, Integer
+from quantarray.formats import FLOAT32, Codebook, Float, Integer
 from quantarray.runs import Record as Record
 from quantarray.runs import Run as Run
 from quantarray.runs import Runs as Runs
@@ -345,6 +345,7 @@ RECORDS: dict[str, Record] = {
             scales=(Run(0, 8),),
             scale_values=_E8M0_HALF,
             importance="ignored",
+            reach=FLOAT32.max,
         ),
         Record(
             "NVFP4",
@@ -357,6 +358,8 @@ RECORDS: dict[str, Record] = {
             scales=(Run(0, 8, 4),),
             scale_values=(*_UE4M3_HALF, *_UE4M3_HALF[:-1], 240.0),
             importance="ignored",
+            # From farther away C finds all values equally near, and takes 0.
+            reach=2.0**32,
         ),
         Record(
             "Q1_0", 41, 128, 18, 128, (Run(2, 1, 1, 8, 16),), _SIGN, _half(0), importance="ignored"

@@ -18,7 +18,6 @@ from quantarray.io.tensors import TensorFile
 from quantarray.tables import table
 
 Report = dict[str, Any]
-_FEW = 16
 
 
 def converted(conversion: Conversion) -> Report:
@@ -132,14 +131,10 @@ def inspected_text(report: Report) -> str:
 
 
 def _shown(value: Any) -> Any:
-    """Give a value of metadata as JSON has it; of a long array, how long it is."""
-    if isinstance(value, np.generic):
-        return value.item()
-    if isinstance(value, np.ndarray | list):
-        if len(value) > _FEW:
-            return f"{len(value)} values"
-        return [_shown(item) for item in value]
-    return value
+    """Give a value of metadata as JSON has it."""
+    if isinstance(value, np.generic | np.ndarray):
+        return value.tolist()
+    return [_shown(item) for item in value] if isinstance(value, list) else value
 
 
 def as_json(report: Report) -> str:

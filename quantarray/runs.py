@@ -6,6 +6,8 @@ from typing import Literal, NamedTuple
 from quantarray.formats import Codebook, Integer
 from quantarray.lattices import Lattice
 
+REACH = 2.0**40
+
 
 class Run(NamedTuple):
     """Fields of a few bits, or some bits of wider fields, which lie in order in some bytes.
@@ -72,6 +74,13 @@ class Record:
     deltas: Runs = ()
     # What a vector of importances does to encoding.
     importance: Literal["ignored", "used", "needed"] = "used"
+    # Larger magnitudes are not encoded. By default those that no scale of float16 holds, whose
+    # squares may overflow, of which C makes zeros.
+    reach: float = REACH
+
+    def row_bytes(self, elements: int) -> int:
+        """Give the bytes of a row of elements."""
+        return elements // self.elements * self.size
 
     @property
     def groups(self) -> int:

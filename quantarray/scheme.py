@@ -199,8 +199,8 @@ class Scheme:
         for field, value in settled.items():
             if getattr(self, field) != value:
                 raise QuantArrayError(
-                    f"Scheme: {field}={short(getattr(self, field))}: blocks of {record.name} "
-                    f"settle all choices: expected {short(value)}"
+                    f"Scheme: {field}={short(str(getattr(self, field)))}: blocks of {record.name} "
+                    f"settle all choices: expected {short(str(value))}"
                 )
 
     def _check_packing(self) -> None:

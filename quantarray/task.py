@@ -95,7 +95,12 @@ class Task:
 
     def data_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Give the shape of the stored codes of an array of this shape."""
-        return data_shape(self.scheme, shape)
+        record = self.scheme.record
+        if record is not None:
+            return (*shape[:-1], record.row_bytes(shape[-1]))
+        if not self.scheme.packed:
+            return shape
+        return packing.packed_shape(shape, self.element.bits, self.scheme.packing)
 
     def rows_where(self, where: Slices) -> Slices:
         """Give where the codes of a piece lie, in packed rows if they are in rows."""
@@ -109,15 +114,6 @@ class Task:
 def in_pieces(xp: Namespace, size: int, piece: int) -> bool:
     """Tell whether arrays are worked on in pieces: large ones, whose operations are not fused."""
     return _xp.backend(xp) == "numpy" and size > piece
-
-
-def data_shape(scheme: Scheme, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Give the shape of the stored codes of an array of this shape."""
-    if scheme.record is not None:
-        return (*shape[:-1], shape[-1] // scheme.record.elements * scheme.record.size)
-    if not scheme.packed:
-        return shape
-    return packing.packed_shape(shape, scheme.element.bits, scheme.packing)
 
 
 @_xp.cached

@@ -182,7 +182,7 @@ def test_inspect(capsys):
         "general.architecture": "llama",
         "n": 7,
         "few": [0, 1, 2],
-        "many": "99 values",
+        "many": list(range(99)),
         "texts": ["a", "\udcff"],
         "odd\x1b": None,
         "general.quantization_version": 2,

@@ -315,7 +315,8 @@ def encoding_failures(record, x, importance=None, theirs=None) -> list[str]:
     """Say where our bytes are not those of C; what C cannot hold has to be refused."""
     if theirs is None:
         theirs = ggml.quantize(np.asarray(x, np.float32), record, importance)
-    if not np.isfinite(ggml.dequantize(theirs, record)).all():
+    beyond = (np.abs(np.asarray(x, np.float32)) > record.reach).any()
+    if beyond or not np.isfinite(ggml.dequantize(theirs, record)).all():
         return refusal(record, x, importance)
     try:
         ours = encode(x, record.name, importance=importance)
@@ -330,7 +331,7 @@ def refusal(record, x, importance) -> list[str]:
         encode(x, record.name, importance=importance)
     except qa.QuantArrayError:
         return []
-    return ["ggml stores what is not finite, and ours is not refused"]
+    return ["ggml stores what is not finite, or nothing at all, and ours is not refused"]
 
 
 @pytest.mark.parametrize("name", INPUTS)

@@ -13,8 +13,6 @@ from quantarray.task import in_pieces
 
 # Elements that NumPy works on at a time.
 PIECE = 1 << 16
-# No scale of float16 holds larger elements, whose squares may overflow, so that C stores zeros.
-WILD = 2.0**40
 # The bits of a float16 NaN.
 _NAN = 0x7E00
 
@@ -36,8 +34,8 @@ def encode(x: Array, importance: Array | None, record: Record, xp: Namespace) ->
     Returns
     -------
     array of uint8, shape (rows, row bytes)
-        A block with an element that is not finite, or whose scale float16 does not hold, has a NaN
-        there where it has a float16, and zeros in its other bytes.
+        A block with an element that is not finite, or beyond the type's reach, or whose scale
+        float16 does not hold, has a NaN there where it has a float16, and zeros in its other bytes.
     """
     rows, count = x.shape
     if not in_pieces(xp, rows * count, PIECE):
@@ -45,14 +43,14 @@ def encode(x: Array, importance: Array | None, record: Record, xp: Namespace) ->
     step = max(1, PIECE // count)
     # Whole rows where a row's mean square is asked for.
     wide = count if step > 1 or importance is not None else PIECE
-    out = np.empty((rows, count // record.elements * record.size), np.uint8)
+    out = np.empty((rows, record.row_bytes(count)), np.uint8)
     for row in range(0, rows, step):
         for column in range(0, count, wide):
             at = slice(row, row + step), slice(column, column + wide)
             weights = None
             if importance is not None:
                 weights = importance[at[0] if len(importance) > 1 else slice(None), at[1]]
-            begin = column // record.elements * record.size
+            begin = record.row_bytes(column)
             piece = _encode(x[at], weights, record, xp)
             out[at[0], begin : begin + piece.shape[1]] = piece
     return out
@@ -63,7 +61,7 @@ def _encode(x: Array, importance: Array | None, record: Record, xp: Namespace) -
     x = _xp.cast(x, "float32", xp)
     math_ = Arithmetic("float32", "float32", xp)
     plain, weighted = ENCODERS[record.name]
-    finite = _by_block(xp.abs(x) <= WILD if record.base else xp.isfinite(x), record, xp)
+    finite = _by_block(xp.abs(x) <= record.reach, record, xp)
     elements = _by_block(x, record, xp)
     x = _xp.where(finite, elements, 0.0, xp)
     weights = energy = None
@@ -74,7 +72,7 @@ def _encode(x: Array, importance: Array | None, record: Record, xp: Namespace) -
     assert encoder is not None
     found = encoder(Blocks(x, weights, energy, record, math_))
     data = _pack(found, xp.all(finite, axis=0), record, xp)
-    return xp.reshape(data, (rows, count // record.elements * record.size))
+    return xp.reshape(data, (rows, record.row_bytes(count)))
 
 
 def _mean_square(x: Array, rows: int, math_: Arithmetic) -> Array:

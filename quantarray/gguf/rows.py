@@ -82,7 +82,7 @@ def encode(
     """
     shape = tuple(x.shape)
     _check(operation, shape, record)
-    size = (*shape[:-1], shape[-1] // record.elements * record.size)
+    size = (*shape[:-1], record.row_bytes(shape[-1]))
     weights = None
     if importance is not None:
         weights = _importance(operation, importance, x, xp)
@@ -147,15 +147,15 @@ def _encode(
     found = kernels.encode_rows(x, importance, record, nonfinite, _encode, xp)
     if found is not None:
         return found
-    checked = nonfinite == "raise" and _xp.is_concrete(x, xp)
-    if checked:
+    seen = _xp.is_concrete(x, xp)
+    if seen and nonfinite == "raise":
         arguments.check_finite(operation, x if shape is None else xp.reshape(x, shape), xp)
-        _check_float32(operation, x, xp)
+        _check_reach(operation, x, record, xp)
     with _xp.quietly(xp):  # what is not finite is looked for in the result
         if nonfinite == "saturate":
             x = _saturated(_xp.cast(x, "float32", xp), record, xp)
         data = generic.encode(x, importance, record, xp)
-    if checked and record.base:
+    if seen and nonfinite != "propagate" and record.base:
         blocks = values.blocks_of(data, record, xp)
         poisoned = (fields.read(blocks, record.base, xp) & 0x7FFF) > 0x7C00
         if bool(xp.any(poisoned)):
@@ -167,27 +167,27 @@ def _encode(
     return data
 
 
-def _check_float32(operation: str, x: Array, xp: Namespace) -> None:
-    if _xp.dtype_name(x.dtype) != "float64":
+def _check_reach(operation: str, x: Array, record: Record, xp: Namespace) -> None:
+    limit = record.reach
+    if limit > LARGEST[_xp.dtype_name(x.dtype)]:
         return
-    limit = LARGEST["float32"]
     over = int(xp.sum(xp.astype(xp.abs(x) > limit, xp.int32)))
     if over:
         raise QuantArrayError(
-            f"{operation}: {over} of {math.prod(x.shape)} elements of x are more than float32, in "
-            f"which ggml computes, holds: expected up to {limit:g}"
+            f"{operation}: {over} of {math.prod(x.shape)} elements of x are far more than a scale "
+            f"of {record.name} holds: expected up to {limit:g}"
         )
 
 
 def _saturated(x: Array, record: Record, xp: Namespace) -> Array:
-    """Give 0 for NaN, and for Inf the largest finite magnitude of its block."""
+    """Give 0 for NaN, and for Inf the largest finite magnitude of its block, within reach."""
     blocks = xp.reshape(x, (-1, record.elements))
     finite = xp.isfinite(blocks)
     kept = _xp.where(finite, blocks, 0.0, xp)
     largest = xp.max(xp.abs(kept), axis=-1, keepdims=True)
     infinite = xp.copysign(xp.broadcast_to(largest, blocks.shape), blocks)
     settled = _xp.where(xp.isinf(blocks), infinite, kept, xp)
-    return xp.reshape(settled, x.shape)
+    return xp.reshape(_xp.clip(settled, -record.reach, record.reach, xp), x.shape)
 
 
 def decode(data: Array, record: Record, dtype: str, out: Array | None, xp: Namespace) -> Array:

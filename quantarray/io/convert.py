@@ -183,10 +183,12 @@ def _metadata(file: TensorFile, how: ModuleType) -> Mapping[str, Any]:
     from_gguf = isinstance(file.container, Container)
     if from_gguf == (how is gguf_layout):
         return file.metadata
-    changed: Mapping[str, Any] = (
-        gguf_layout.to_text(file.metadata) if from_gguf else gguf_layout.from_text(file.metadata)
-    )
-    return changed
+    if from_gguf:
+        return gguf_layout.to_text(file.metadata)
+    try:
+        return gguf_layout.from_text(file.metadata)
+    except ValueError as error:
+        raise file.container.metadata_error(gguf_layout.KEY, str(error)) from None
 
 
 def _convert(

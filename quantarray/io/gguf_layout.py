@@ -102,15 +102,12 @@ def from_text(metadata: Mapping[str, str]) -> dict[str, Any]:
 
     Raises
     ------
-    QuantArrayError
+    ValueError
         The entry of `to_text` is not what it gives.
     """
     found: dict[str, Any] = {}
-    try:
-        cursor = Cursor(memoryview(base64.b64decode(metadata.get(KEY, ""), validate=True)))
-        while cursor.at < len(cursor.view):
-            key = cursor.name()
-            found[key] = cursor.value()
-    except ValueError as error:
-        raise QuantArrayError(f"metadata '{KEY}': {error}") from None
+    cursor = Cursor(memoryview(base64.b64decode(metadata.get(KEY, ""), validate=True)))
+    while cursor.at < len(cursor.view):
+        key = cursor.name()
+        found[key] = cursor.value()
     return {**{key: value for key, value in metadata.items() if key != KEY}, **found}

@@ -12,12 +12,11 @@ import numpy as np
 from quantarray.kernels.bits import as_bits
 from quantarray.kernels.compiling import compiled, entry, inlined
 from quantarray.kernels.decode import narrowed
+from quantarray.kernels.search_loops import WILD
 
 # Which points are rounded again with the scale found: `lattice_tables.Search.again`.
 OFF, ANY_OFF, ALL = range(3)
 
-# As in `search_loops`.
-_WILD = np.int32(0x53800000)
 _LARGEST = np.float32(np.finfo(np.float32).max)
 _NOTHING = np.float32(1e-15)
 
@@ -52,7 +51,7 @@ def take(p: Any, given: Any, importance: Any, x: Any, weights: Any) -> bool:
             weights[i] = x[i] * x[i]
             if p.typical != np.float32(0):
                 weights[i] = typical + weights[i]
-    return bool(worst <= _WILD)
+    return bool(worst <= WILD)
 
 
 @compiled

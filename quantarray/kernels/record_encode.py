@@ -27,7 +27,6 @@ from quantarray.kernels.record_plans import (
     UNIT,
 )
 
-_INF = np.int32(0x7F800000)
 # Larger ones would be Inf as float16.
 _LARGEST = np.float32(65520.0)
 # Less than a half, so that a sum that rounds up does not count as one more.
@@ -66,9 +65,9 @@ _farthest_of_few = _reduction("smax", QUARTER, 0x7FFFFFFF)
 
 
 @compiled
-def _measure(rule: int, bits: Any, low: Any, high: Any) -> Any:
-    """Find the extremes of units, or their distance from 0; tell whether all are finite."""
-    most = np.int32(0)
+def _measure(p: Any, bits: Any, low: Any, high: Any) -> Any:
+    """Find the extremes of units, or their distance from 0; tell whether all are within reach."""
+    most, rule = np.int32(0), p.rule
     if rule in (EDGE, MINMAX):
         for u in range(high.size):
             top, bottom = _highest(bits, u * UNIT), _lowest(bits, u * UNIT)
@@ -85,7 +84,7 @@ def _measure(rule: int, bits: Any, low: Any, high: Any) -> Any:
         for u in range(high.size):
             size = _farthest(bits, u * UNIT)
             most, high[u] = max(most, size), as_float(size)
-    return most < _INF
+    return most <= p.reach
 
 
 @compiled
@@ -260,29 +259,12 @@ def _nearest(x: Any, by: Any, codes: Any) -> None:
 
 
 @compiled
-def _compare(p: Any, x: Any, high: Any, factor: Any, codes: Any) -> None:
+def _compare(p: Any, x: Any, factor: Any, codes: Any) -> None:
     size = UNIT if p.rule == EXPONENT else QUARTER
     for u in range(factor.size):
         some, found = x[u * size : (u + 1) * size], codes[u * size : (u + 1) * size]
         by = factor[u] if factor[u] > 0 else np.float32(np.inf)
         _nearest(some, by, found)
-        if p.rule == QUARTERS and high[u] > np.float32(24) * by:
-            _compare_all(some, by, p.few, found)
-
-
-@compiled
-def _compare_all(x: Any, by: Any, few: Any, codes: Any) -> None:
-    """Find the first of the values whose rounded distance is least.
-
-    From far away they all are equally far.
-    """
-    for i in range(x.size):
-        best, least = 0, abs(few[0] * by - x[i])
-        for k in range(1, few.size):
-            error = abs(few[k] * by - x[i])
-            if error < least:
-                best, least = k, error
-        codes[i] = np.uint8(best)
 
 
 @compiled
@@ -295,7 +277,7 @@ def _lose(elements: int, high: Any, factor: Any, codes: Any) -> None:
 
 @entry
 def encode(plan: Any, runs: Any, nearly: Any, x: Any, out: Any) -> bool:
-    """Encode blocks, or give False where an element, or its scale as float16, is not finite.
+    """Encode blocks, or give False where an element is beyond reach, or a float16 is not finite.
 
     Parameters
     ----------
@@ -316,7 +298,7 @@ def encode(plan: Any, runs: Any, nearly: Any, x: Any, out: Any) -> bool:
         some = x[start : start + SPAN]
         count, units = some.size // elements, some.size // unit
         target = out[start // elements * size : (start // elements + count) * size]
-        if not _measure(rule, some.view(np.int32), low[:units], high[:units]):
+        if not _measure(p, some.view(np.int32), low[:units], high[:units]):
             return False
         if rule == MEAN:
             _means(some, elements, high[:count])
@@ -331,7 +313,7 @@ def encode(plan: Any, runs: Any, nearly: Any, x: Any, out: Any) -> bool:
         elif not _derive(p, some, low, high, by, target):
             return False
         if rule in (EXPONENT, QUARTERS):
-            _compare(p, some, high, by, codes)
+            _compare(p, some, by, codes)
         elif rule == MEAN:
             for i in range(some.size):
                 codes[i] = np.uint8(some[i] >= 0)

@@ -65,9 +65,10 @@ class Encoder(NamedTuple):
     top: int
     # Whether all codes are 0 where a scale has no reciprocal.
     lost: bool
-    # The values of scale codes, and of codes.
+    # The values of scale codes.
     values: Numbers
-    few: Numbers
+    # The bits of the largest element.
+    reach: np.int32
 
 
 # rule, divisor, more, plus, top, lost
@@ -227,7 +228,6 @@ def encoder(record: Record) -> tuple[Numbers, Numbers]:
     """Give what `record_encode.encode` is to know: a plan, and the runs of fields."""
     rule, divisor, more, plus, top, lost = RULES[record.name]
     where = record.base or record.scales
-    few = () if isinstance(record.element, Integer) else record.element.table
     plan = Encoder(
         rule=rule,
         elements=record.elements,
@@ -241,7 +241,7 @@ def encoder(record: Record) -> tuple[Numbers, Numbers]:
         top=top,
         lost=lost,
         values=_padded(record.scale_values, 256, np.float32),
-        few=_padded(few, 16, np.float32),
+        reach=np.float32(record.reach).view(np.int32),
     )
     fields = np.array(_runs(CODES, record.codes, record.elements), _RUN)
     return plans.record(plan), fields

@@ -26,12 +26,13 @@ from quantarray.kernels.search_lanes import (
     store,
     to_floats,
 )
+from quantarray.runs import REACH
 
 # What the weights of a group are: see `weigh`.
 ABS, MEAN, SQUARE, PLAIN, IMPORTANCE = range(5)
 
-# The bits of 2**40: blocks with larger elements are not encoded, as in `gguf.generic`.
-WILD = np.int32(0x53800000)
+# The bits of the largest elements of a block that is encoded.
+WILD = np.float32(REACH).view(np.int32)
 # Groups whose largest element is below this are zero.
 NOTHING = np.float32(1e-15)
 
